@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def open_checkpoint(name: str, progress: Progress | None = None) -> Checkpoint:
             f"{folder}: tokenizer.json has {tokenizer.get_vocab_size()} tokens, but the model's "
             f"vocabulary only {config.vocab_size}; use the tokenizer that belongs to this model"
         )
-    bos, eos = _special_tokens(hf_config)
+    bos, eos = _special_tokens(hf_config, config.vocab_size, folder)
     return Checkpoint(name, folder, config, tokenizer, bos, eos)
 
 
@@ -104,30 +104,36 @@ def decoder_config(hf: dict[str, Any], where: Path | str) -> DecoderConfig:
             return _gpt2_config(hf)
     except KeyError as e:
         raise UserError(f"{where}: config.json has no {e.args[0]!r}, which {kind} needs") from e
-    except ValueError as e:
+    except (TypeError, ValueError, ZeroDivisionError) as e:
         raise UserError(f"{where}: config.json: {e}") from e
-    raise UserError(f"{where}: model_type {kind!r} is not supported; supported: gpt2, llama")
+    what = "config.json has no 'model_type'" if kind is None else f"model_type {kind!r} is unknown"
+    raise UserError(f"{where}: {what}; supported: gpt2, llama")
 
 
-def _expect(hf: dict[str, Any], **allowed: tuple[Any, ...]) -> None:
-    for key, values in allowed.items():
-        if hf.get(key, values[0]) not in values:
-            raise ValueError(f"{key}={hf[key]!r} is not supported (supported: {values})")
+def _expect(hf: dict[str, Any], **supported: Any) -> None:
+    for key, value in supported.items():
+        if hf.get(key, value) != value:
+            raise ValueError(
+                f"{key}={hf[key]!r} is not supported, only {value!r}; use another model"
+            )
 
 
 def _llama_config(hf: dict[str, Any]) -> DecoderConfig:
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    _expect(rope, rope_type=("default",))
-    _expect(hf, hidden_act=("silu",))
+    _expect(rope, rope_type="default", type="default")  # `type` is the key's older name
+    _expect(hf, hidden_act="silu")
     bias = hf.get("attention_bias", False)
     heads = hf["num_attention_heads"]
+    groups = hf.get("num_key_value_heads") or heads
+    if heads % groups:
+        raise ValueError(f"{groups} key/value heads cannot be shared evenly by {heads} heads")
     return DecoderConfig(
         vocab_size=hf["vocab_size"],
         num_layers=hf["num_hidden_layers"],
         width=hf["hidden_size"],
         mlp_width=hf["intermediate_size"],
         num_heads=heads,
-        num_kv_heads=hf.get("num_key_value_heads") or heads,
+        num_kv_heads=groups,
         head_width=hf.get("head_dim") or hf["hidden_size"] // heads,
         context_length=hf["max_position_embeddings"],
         norm_eps=hf["rms_norm_eps"],
@@ -142,9 +148,9 @@ def _llama_config(hf: dict[str, Any]) -> DecoderConfig:
 def _gpt2_config(hf: dict[str, Any]) -> DecoderConfig:
     _expect(
         hf,
-        activation_function=("gelu_new",),
-        scale_attn_weights=(True,),
-        scale_attn_by_inverse_layer_idx=(False,),
+        activation_function="gelu_new",
+        scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False,
     )
     return DecoderConfig(
         vocab_size=hf["vocab_size"],
@@ -173,13 +179,15 @@ def load_params(folder: Path, config: DecoderConfig) -> Params:
     by steps too small for bfloat16, in float32.
 
     Raises:
-        UserError: for a truncated file, a missing tensor or one of an unexpected shape.
+        UserError: for a truncated file, a missing tensor, one of an unexpected shape, or one that
+            the decoder has no use for.
     """
     tensors = _Tensors(folder)
     plan = _llama_plan if config.norm == "rms" else _gpt2_plan
     params = plan(tensors, config)
     expected = jax.eval_shape(lambda: _empty_params(config))
     _check_shapes(params, expected, folder)
+    tensors.check_all_used(config)
     return _cast(params, config.dtype)
 
 
@@ -214,8 +222,8 @@ class _Tensors:
     def __init__(self, folder: Path):
         self.folder = folder
         self.files: dict[str, Any] = {}
-        files = weight_files(folder)
-        for file in files:
+        self.used: set[str] = set()
+        for file in weight_files(folder):
             try:
                 handle = safe_open(file, framework="numpy")
             except (SafetensorError, OSError) as e:
@@ -233,18 +241,48 @@ class _Tensors:
             raise UserError(
                 f"{self.folder}: the weights have no tensor {name!r}; wrong model_type?"
             )
+        self.used.add(name)
         return self.files[name].get_tensor(name)
 
     def layers(
         self, name: str, count: int, form: Callable[[np.ndarray], np.ndarray] = lambda x: x
     ) -> np.ndarray:
         """The tensors of all layers, each put into `form`, stacked: [L, ...]."""
-        first = form(self(name.format(0)))
+        first = self._formed(name.format(0), form)
         out = np.empty((count, *first.shape), first.dtype)
         out[0] = first
         for layer in range(1, count):
-            out[layer] = form(self(name.format(layer)))
+            out[layer] = self._formed(name.format(layer), form, first.shape)
         return out
+
+    def _formed(
+        self,
+        name: str,
+        form: Callable[[np.ndarray], np.ndarray],
+        shape: tuple[int, ...] | None = None,
+    ) -> np.ndarray:
+        tensor = self(name)
+        try:
+            out = form(tensor)
+        except ValueError:  # a reshape that does not divide
+            out = None
+        if out is None or shape not in (None, out.shape):
+            raise UserError(
+                f"{self.folder}: tensor {name!r} has shape {tensor.shape}, which is not what "
+                "config.json asks for; weights and config.json do not belong together"
+            )
+        return out
+
+    def check_all_used(self, config: DecoderConfig) -> None:
+        """A bias or a layer that config.json does not announce would be left out silently."""
+        buffers = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # causal masks etc.
+        unused = [n for n in sorted(self.files.keys() - self.used) if not n.endswith(buffers)]
+        unused = [n for n in unused if not (config.tied and n == "lm_head.weight")]
+        if unused:
+            raise UserError(
+                f"{self.folder}: config.json asks for all tensors but {len(unused)}, such as "
+                f"{unused[0]!r}; weights and config.json do not belong together"
+            )
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -255,7 +293,10 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(_read_json(index)["weight_map"].values()))
+        try:
+            names = sorted(set(_read_json(index)["weight_map"].values()))
+        except (AttributeError, KeyError) as e:
+            raise UserError(f"{index} has no weight_map of tensors to files; fetch it again") from e
     else:
         names = ["model.safetensors"]
     missing = [name for name in names if not (folder / name).is_file()]
@@ -272,7 +313,7 @@ def _llama_plan(get: _Tensors, c: DecoderConfig) -> Params:
         return get.layers("model.layers.{}." + name, c.num_layers, form)
 
     def dense(name: str, bias: bool, shape: tuple[int, ...] = (), inputs: bool = False) -> Params:
-        """A torch Linear [out, in] as [in, out], with `out` (or `in`, for inputs) split to shape."""
+        """A torch Linear [out, in] as [in, out], `out` (or `in`, for inputs) split to shape."""
 
         def form(w: np.ndarray) -> np.ndarray:
             return w.T.reshape((*shape, -1) if inputs else (-1, *(shape or w.shape[:1])))
@@ -332,8 +373,10 @@ def _gpt2_plan(get: _Tensors, c: DecoderConfig) -> Params:
             "bias": stack("attn.c_attn.bias", lambda b: b[columns].reshape(heads)),
         }
 
-    output = dense("attn.c_proj")
-    output["kernel"] = output["kernel"].reshape(c.num_layers, *heads, c.width)
+    output = {
+        "kernel": stack("attn.c_proj.weight", lambda w: w.reshape(*heads, -1)),
+        "bias": stack("attn.c_proj.bias"),
+    }
     params = {
         "embed": {"embedding": get(get.prefix + "wte.weight")},
         "embed_positions": {"embedding": get(get.prefix + "wpe.weight")},
@@ -374,14 +417,17 @@ def _sha256(files: list[Path]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise UserError(
             f"{path.parent} has no {path.name}; a model folder holds config.json, "
             "tokenizer.json and model.safetensors"
         ) from e
     except ValueError as e:
-        raise UserError(f"{path}: not valid JSON ({e})") from e
+        raise UserError(f"{path}: not valid JSON ({e}); fetch it again") from e
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object but {type(value).__name__}; fetch it again")
+    return value
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
@@ -393,12 +439,18 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"{path}: not a tokenizer that `tokenizers` can read ({e})") from e
 
 
-def _special_tokens(hf: dict[str, Any]) -> tuple[int, int]:
+def _special_tokens(hf: dict[str, Any], vocab_size: int, folder: Path) -> tuple[int, int]:
     """(bos, eos) ids; a model with one of them uses it for both; some list several eos."""
     eos = hf.get("eos_token_id")
     eos = eos[0] if isinstance(eos, list) else eos
     bos = hf.get("bos_token_id")
-    bos = eos if bos is None else bos
-    if bos is None:
-        raise UserError("config.json has neither bos_token_id nor eos_token_id; add one")
-    return bos, bos if eos is None else eos
+    if bos is None and eos is None:
+        raise UserError(f"{folder}: config.json has no bos_token_id and no eos_token_id; add one")
+    bos = cast(int, eos if bos is None else bos)
+    eos = cast(int, bos if eos is None else eos)
+    if not (0 <= bos < vocab_size and 0 <= eos < vocab_size):
+        raise UserError(
+            f"{folder}: config.json has bos_token_id {bos} and eos_token_id {eos}, outside the "
+            f"vocabulary of {vocab_size}; give the ids that tokenizer.json has for them"
+        )
+    return bos, eos

@@ -115,7 +115,8 @@ def finetune_pieces(
 def _selection_scores(logprob: np.ndarray, labels: np.ndarray, loss: jax.Array) -> np.ndarray:
     """(accuracy, nll, training loss) [3, runs] from log-probabilities [runs, N, Y]."""
     accuracy = np.mean(logprob.argmax(-1) == labels, -1)
-    among = logprob - np.logaddexp.reduce(logprob, -1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # a run that diverged becomes NaN below
+        among = logprob - np.logaddexp.reduce(logprob, -1, keepdims=True)
     nll = -np.mean(np.take_along_axis(among, labels[None, :, None], -1)[..., 0], -1)
     scores = np.stack([accuracy, nll, np.mean(np.asarray(loss, np.float64), -1)])
     return np.where(np.isfinite(scores).all(0), scores, np.nan)

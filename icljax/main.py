@@ -3,6 +3,7 @@
 python -m icljax.main --config=configs/mr.py --workdir=DIR
 """
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,7 @@ def _one_line(error: BaseException) -> str:
 
 def run() -> None:
     """The console entry point: exit code 2 and one line for a user's mistake."""
+    logging.getLogger("jax").setLevel(logging.WARNING)  # absl shows INFO: probing for a TPU
     # XLA:CPU warns on standard error that a cached program names more CPU features than it knows.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:

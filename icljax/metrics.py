@@ -379,7 +379,8 @@ def kendall_tau(
       x: [..., T] scores; their order is exact in float32 (whole numbers: up to 2**24).
       y: [..., T] scores.
       mask: [T] or [..., T] bool, True at items that take part; None: all.
-      chunk: rankings compared side by side; bounds the memory (about 20 * chunk * T bytes).
+      chunk: rankings compared side by side; bounds the memory: about 30 * chunk * T bytes,
+        beside a copy of x and of y.
 
     Returns:
       [...] float32 or float64, in -1..1; NaN where it is undefined: fewer than two items, a

