@@ -518,7 +518,6 @@ def test_missing_tensor(tmp_path, make, name):
         (gpt2_folder, {"n_inner": 64}),
         (gpt2_folder, {"n_positions": 256}),
     ],
-    ids=str,
 )
 def test_config_asks_for_another_shape(tmp_path, make, changes):
     change_config(make(tmp_path), **changes)

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from icljax import config as config_lib
-from icljax import report, results
+from icljax import figures, report, results
 from icljax.compare import Similarity
 from icljax.grid import Chosen
 from icljax.tasks import get_task
@@ -328,20 +328,20 @@ def test_figures_are_embedded_and_drawn(folder, text):
 def test_bars_are_as_high_as_the_accuracy(summary, setting):
     import matplotlib
 
-    with matplotlib.rc_context(report.STYLE):
-        raw, calibrated = report._draw_accuracy(summary).axes
+    with matplotlib.rc_context(figures.STYLE):
+        raw, calibrated = figures._draw_accuracy(summary).axes
     position = list(report.SETTINGS).index(setting)
     for ax, key in ((raw, "accuracy"), (calibrated, "accuracy_calibrated")):
         bar = ax.patches[position]
         assert bar.get_height() == pytest.approx(100 * summary[key][setting]["mean"])
-        assert matplotlib.colors.same_color(bar.get_facecolor(), report.COLORS[setting])
+        assert matplotlib.colors.same_color(bar.get_facecolor(), figures.COLORS[setting])
 
 
 def test_each_panel_draws_its_own_series(summary):
     import matplotlib
 
-    with matplotlib.rc_context(report.STYLE):
-        axes = report._draw_similarity(summary).axes
+    with matplotlib.rc_context(figures.STYLE):
+        axes = figures._draw_similarity(summary).axes
     for ax in axes:
         (name,) = (n for n, m in report.SIMILARITIES.items() if m.title == ax.get_title("left"))
         drawn = {line.get_label(): line for line in ax.lines}
@@ -350,7 +350,8 @@ def test_each_panel_draws_its_own_series(summary):
             "untrained model": summary["controls"]["untrained"][name],
             "untrained except embeddings": summary["controls"]["untrained_keep_embeddings"][name],
             **{
-                report.BASELINE_STYLES[b]["label"]: s for b, s in summary[name]["baselines"].items()
+                figures.BASELINE_STYLES[b]["label"]: s
+                for b, s in summary[name]["baselines"].items()
             },
         }
         for label, values in expected.items():
@@ -358,7 +359,7 @@ def test_each_panel_draws_its_own_series(summary):
 
 
 def test_chosen_rates_are_marked(summary):
-    accuracy, loss = report._draw_selection(summary).axes
+    accuracy, loss = figures._draw_selection(summary).axes
     marks = np.asarray(accuracy.collections[0].get_offsets())
     np.testing.assert_allclose(marks, [[0.01, 0.4], [0.001, 0.55]])
     assert loss.get_yscale() == "log"  # 900 would flatten 4 to 5.5
@@ -367,13 +368,13 @@ def test_chosen_rates_are_marked(summary):
 def test_drawing_leaves_matplotlib_as_it_was(summary, monkeypatch):
     import matplotlib
 
-    monkeypatch.setattr(report, "_FIGURES", {"accuracy.png": report._draw_accuracy})
+    monkeypatch.setattr(figures, "_FIGURES", {"accuracy.png": figures._draw_accuracy})
 
     def settings():  # reading "backend" would choose one
         return {k: matplotlib.rcParams[k] for k in matplotlib.rcParams if k != "backend"}
 
     before = settings()
-    assert list(report.draw_figures(summary)) == ["accuracy.png"]
+    assert list(figures.draw(summary)) == ["accuracy.png"]
     assert settings() == before
 
 

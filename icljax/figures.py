@@ -1,0 +1,307 @@
+"""The figures of a report, from results.json's content alone.
+
+Shape glossary: R seeds, L layers (of the lists inside results.json).
+"""
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from icljax.wording import CONTROLS, SETTINGS, SIMILARITIES, Metric, Results, percent, rate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers tell apart. Greys are always baselines.
+COLORS = {"zsl": "#E69F00", "icl": "#0072B2", "ft": "#009E73"}
+SIMILARITY_COLOR = "#CC4778"  # of ICL and FT together
+INK = "#333333"
+RANDOM_STYLE: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 1.2)), "linewidth": 1.8}
+BASELINE_STYLES: dict[str, dict[str, Any]] = {
+    "random_update": {"label": "random in FT's place", **RANDOM_STYLE},
+    "random_weights": {"label": "random in FT's place", **RANDOM_STYLE},
+    "before_finetuning": {
+        "label": "ZSL in FT's place (before finetuning)",
+        "color": "#aaaaaa",
+        "linewidth": 2.4,
+    },
+}
+CONTROL_STYLES: dict[str, dict[str, Any]] = {
+    "untrained": {"color": "#777777", "linestyle": "--", "linewidth": 1.1},
+    "untrained_keep_embeddings": {"color": "#777777", "linestyle": "-.", "linewidth": 1.1},
+}
+STYLE: Any = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.12,
+    "font.size": 10,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+}
+
+
+def draw(results: Results) -> dict[str, bytes]:
+    """PNG files by name, of those figures that the results have the numbers for."""
+    import matplotlib  # half a second, which other commands should not wait
+
+    drawn = {}
+    with matplotlib.rc_context(STYLE):
+        for name, draw in _FIGURES.items():
+            figure = draw(results)
+            if figure is not None:
+                drawn[name] = _png(figure)
+    return drawn
+
+
+def _png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """A figure that belongs to no window and to no global list."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _floats(values: Any) -> np.ndarray:
+    """JSON's null becomes NaN, which matplotlib leaves out."""
+    return np.asarray(values, np.float64)
+
+
+def _draw_accuracy(results: Results) -> "Figure | None":
+    figure = _figure(9, 4.2)
+    axes = figure.subplots(1, 2, sharey=True)
+    panels = (
+        ("accuracy", "As predicted"),
+        ("accuracy_calibrated", "Calibrated (each answer's mean subtracted)"),
+    )
+    for ax, (key, title) in zip(axes, panels, strict=True):
+        for x, setting in enumerate(SETTINGS):
+            _accuracy_bar(ax, x, setting, results[key][setting])
+        ax.axhline(
+            100 * _floats(results[key]["majority"]).item(), label="majority class", **RANDOM_STYLE
+        )
+        words = ("query alone", "demonstrations\nin the prompt", "finetuned on\nthem")
+        labels = [f"{s}\n{w}" for s, w in zip(SETTINGS.values(), words, strict=True)]
+        ax.set_xticks(range(3), labels)
+        ax.set_title(title)
+        ax.tick_params(axis="x", length=0)
+    axes[0].set_ylabel("Accuracy, %")
+    axes[0].set_ylim(0, 100)
+    _shared_legend(figure, axes, 3)
+    return figure
+
+
+def _accuracy_bar(ax: "Axes", x: int, setting: str, share: Results) -> None:
+    mean, (low, high) = share["mean"], 100 * _floats(share["interval"])
+    ax.bar(x, 100 * _floats(mean), 0.62, color=COLORS[setting])
+    ax.plot([x, x], [low, high], color=INK, linewidth=2.2, label="95 % interval")
+    per_seed = 100 * _floats(share.get("per_seed", ()))
+    spots = x + 0.1 + 0.16 * np.arange(len(per_seed)) / max(len(per_seed) - 1, 1)  # beside the line
+    style: dict[str, Any] = {"facecolor": "white", "edgecolor": INK, "linewidth": 1.1, "zorder": 3}
+    ax.scatter(spots, per_seed, 26, label="one seed", clip_on=False, **style)
+    color = INK if setting == "zsl" else "white"
+    ax.text(x, 2.5, percent(mean), ha="center", color=color, weight="bold", fontsize=11)
+
+
+def _shared_legend(figure: "Figure", axes: Iterable["Axes"], columns: int) -> None:
+    """One legend under all panels, each label once."""
+    handles: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+
+
+def _draw_similarity(results: Results) -> "Figure | None":
+    return _layer_grid(results, ("sim_aou", "sim_am", "kendall", "sim_am_delta"))
+
+
+def _draw_more_similarity(results: Results) -> "Figure | None":
+    names = ("sim_aou_unnormalized", "kendall_example", "recall_tokens", "recall_examples")
+    return _layer_grid(results, names)
+
+
+def _layer_grid(results: Results, names: Sequence[str]) -> "Figure | None":
+    names = [n for n in names if n in results]
+    if not names:
+        return None
+    rows = (len(names) + 1) // 2
+    figure = _figure(9, 0.9 + 2.9 * rows)
+    axes = figure.subplots(rows, 2, sharex=True, squeeze=False).flatten()
+    for ax, name in zip(axes, names, strict=False):
+        _layer_panel(ax, results, name)
+    for ax in axes[len(names) :]:
+        ax.set_axis_off()
+    for ax in axes[-2:]:
+        ax.set_xlabel("Layer (1: next to the input)")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    _shared_legend(figure, axes, 3)
+    return figure
+
+
+def _layer_panel(ax: "Axes", results: Results, name: str) -> None:
+    band = _floats(results[name]["per_layer_interval"]).reshape(-1, 2)
+    x = np.arange(1, len(band) + 1)
+    ax.fill_between(x, band[:, 0], band[:, 1], color=SIMILARITY_COLOR, alpha=0.22, linewidth=0)
+    style: dict[str, Any] = {
+        "color": SIMILARITY_COLOR,
+        "linewidth": 1.8,
+        "marker": "o",
+        "markersize": 2.6,
+    }
+    _plot_layers(ax, results[name], label="ICL and FT, with 95 % band", zorder=3, **style)
+    for baseline, series in results[name].get("baselines", {}).items():
+        _plot_layers(ax, series, **BASELINE_STYLES.get(baseline, RANDOM_STYLE))
+    for control, measured in results.get("controls", {}).items():
+        if name in measured:
+            style = CONTROL_STYLES.get(control, CONTROL_STYLES["untrained"])
+            _plot_layers(ax, measured[name], label=CONTROLS.get(control, control), **style)
+    ax.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=1)
+    ax.set_xlim(0.4, len(band) + 0.6)
+    _panel_titles(ax, SIMILARITIES[name])
+
+
+def _panel_titles(ax: "Axes", metric: Metric) -> None:
+    ax.set_title(metric.title, pad=20)
+    ax.text(0, 1.03, metric.compared, transform=ax.transAxes, fontsize=9.5, color="#555555")
+    ax.set_ylabel(metric.unit)
+
+
+def _plot_layers(ax: "Axes", series: Results, **style: Any) -> None:
+    values = _floats(series["per_layer"])
+    ax.plot(np.arange(1, len(values) + 1), values, **style)
+
+
+# Letters in the order ZSL, ICL, FT, upper case where right; from all right to all wrong.
+_PATTERNS = ("ZIF", "zIF", "ZIf", "ZiF", "zIf", "ziF", "Zif", "zif")
+
+
+def _draw_agreement(results: Results) -> "Figure | None":
+    agreement = results.get("agreement")
+    if not agreement:
+        return None
+    figure = _figure(9, 4.4)
+    dots, bars, pairs = figure.subplots(1, 3, width_ratios=(1, 2.6, 2.2))
+    _pattern_dots(dots)
+    _pattern_bars(bars, agreement["patterns"])
+    _pairwise_bars(pairs, agreement["pairwise"])
+    return figure
+
+
+def _pattern_dots(ax: "Axes") -> None:
+    """A row for each pattern, a column for each setting; filled: right."""
+    for row, pattern in enumerate(_PATTERNS):
+        for column, (setting, letter) in enumerate(zip(SETTINGS, pattern, strict=True)):
+            right, color = letter.isupper(), COLORS[setting]
+            style: dict[str, Any] = {"facecolor": color if right else "white", "edgecolor": color}
+            ax.scatter(column, row, 85, linewidth=1.4, **style)
+    ax.set_xticks(range(3), list(SETTINGS.values()))
+    ax.xaxis.tick_top()
+    ax.set(xlim=(-0.6, 2.6), ylim=(7.6, -0.6), yticks=[])
+    ax.set_xlabel("filled: right\nhollow: wrong")
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+
+
+def _pattern_bars(ax: "Axes", patterns: dict[str, float | None]) -> None:
+    shares = 100 * _floats([patterns.get(p) for p in _PATTERNS])
+    colors = [SIMILARITY_COLOR if p in ("zIF", "ziF") else "#8c8c8c" for p in _PATTERNS]
+    ax.barh(range(8), shares, 0.66, color=colors)
+    notes = {
+        "ZIF": "all right",
+        "zIF": "raises Rec2FTP",
+        "ziF": "lowers Rec2FTP",
+        "zif": "all wrong",
+    }
+    for row, pattern in enumerate(_PATTERNS):
+        text = f" {percent(patterns.get(pattern))} %  {notes.get(pattern, '')}"
+        ax.text(np.nan_to_num(shares[row]), row, text, va="center", fontsize=9)
+    ax.set(ylim=(7.6, -0.6), yticks=[], xlim=(0, 1.6 * max(1, *np.nan_to_num(shares))))
+    ticks = ax.get_xticks()
+    ax.set_xticks(ticks[ticks <= 100])  # the room beyond is for the words
+    ax.set_title("Which settings are right together")
+    ax.set_xlabel("Share of examples, % (mean over seeds)")
+    ax.grid(visible=False)
+
+
+def _pairwise_bars(ax: "Axes", pairwise: dict[str, float | None]) -> None:
+    shares = 100 * _floats(list(pairwise.values()))
+    labels = [" = ".join(SETTINGS.get(s, s) for s in pair.split("_")) for pair in pairwise]
+    colors = [SIMILARITY_COLOR if pair == "icl_ft" else "#8c8c8c" for pair in pairwise]
+    ax.barh(range(len(shares)), shares, 0.45, color=colors)
+    for row, value in enumerate(pairwise.values()):
+        ax.text(np.nan_to_num(shares[row]) + 2, row, f"{percent(value)} %", va="center", fontsize=9)
+    ax.set_yticks(range(len(shares)), labels)
+    ax.set(xlim=(0, 120), xticks=range(0, 101, 25), ylim=(len(shares) - 0.4, -0.6))
+    ax.set_title("How often two predict the same")
+    ax.set_xlabel("Share of examples, %")
+    ax.grid(visible=False)
+    ax.tick_params(axis="y", length=0)
+
+
+def _draw_selection(results: Results) -> "Figure | None":
+    selection = results["selection"]
+    rates = _floats(selection["learning_rates"])
+    chosen = [int(np.argmin(abs(rates - r))) for r in selection["learning_rate"]]
+    figure = _figure(9, 3.7)
+    axes = figure.subplots(1, 2)
+    _rate_panel(axes[0], rates, 100 * _floats(selection["accuracy"]), chosen)
+    _rate_panel(axes[1], rates, _floats(selection["training_loss"]), chosen)
+    axes[0].set_title("Accuracy on the selection examples")
+    axes[0].set_ylabel("Accuracy, %")
+    axes[1].set_title("Training loss, mean over the steps")
+    axes[1].set_ylabel("Loss, nats per token")
+    _shared_legend(figure, axes, 3)
+    return figure
+
+
+def _rate_panel(ax: "Axes", rates: np.ndarray, values: np.ndarray, chosen: list[int]) -> None:
+    """Curves of [R, rates] against learning rate: seeds thin, their mean thick."""
+    order = np.argsort(rates)
+    for row in values:
+        thin: dict[str, Any] = {"color": COLORS["ft"], "linewidth": 1, "alpha": 0.55, "marker": "."}
+        ax.plot(rates[order], row[order], label="one seed", **thin)
+    # It ends where a seed's loss is not finite: a mean of the other seeds would mislead.
+    mean = values.mean(0)
+    ax.plot(rates[order], mean[order], color=COLORS["ft"], linewidth=2.8, label="mean over seeds")
+    marked = values[np.arange(len(chosen)), chosen]
+    style: dict[str, Any] = {"facecolor": "white", "edgecolor": INK, "linewidth": 1.4, "zorder": 3}
+    ax.scatter(rates[chosen], marked, 40, label="chosen for a seed", **style)
+    finite = values[np.isfinite(values)]
+    ax.set_xscale("log")
+    ax.set_xlim(rates.min() / 1.3, rates.max() * 1.3)
+    shown = rates[order][:: -(-len(rates) // 6)]  # at most six, or their labels overlap
+    ax.set_xticks(shown, [rate(r) for r in shown], rotation=30)
+    ax.set_xticks([], minor=True)
+    if finite.size and finite.min() > 0 and finite.max() > 20 * finite.min():
+        ax.set_yscale("log")  # a diverging rate would flatten the others
+    ax.set_xlabel("Learning rate")
+
+
+_FIGURES: dict[str, Callable[[Results], "Figure | None"]] = {
+    "accuracy.png": _draw_accuracy,
+    "similarity.png": _draw_similarity,
+    "more_similarity.png": _draw_more_similarity,
+    "agreement.png": _draw_agreement,
+    "selection.png": _draw_selection,
+}

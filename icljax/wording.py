@@ -1,0 +1,108 @@
+"""What results are called and how they are read, for the report, its figures and the console."""
+
+from typing import Any, NamedTuple
+
+Results = dict[str, Any]
+
+
+class Metric(NamedTuple):
+    """A similarity of ICL and FT, in words.
+
+    Attributes:
+        title: what it is called, in tables and above its panel.
+        compared: what is compared, under the title of its panel.
+        unit: of the vertical axis.
+        guide: how to read it.
+    """
+
+    title: str
+    compared: str
+    unit: str
+    guide: str
+
+
+SIMILARITIES = {
+    "sim_aou": Metric(
+        "SimAOU",
+        "attention output updates, ICL - ZSL and FT - ZSL",
+        "Cosine",
+        "the cosine between what ICL and what FT add to a layer's zero-shot attention output, each "
+        "output scaled to length 1 first. 1: the same direction; 0: unrelated; -1: opposite. Look "
+        "at the untrained models: scaling first raises the score even there.",
+    ),
+    "sim_aou_unnormalized": Metric(
+        "SimAOU, not normalised",
+        "attention output updates, outputs not scaled",
+        "Cosine",
+        "the same without the scaling, which is the fairer of the two. Read it like SimAOU.",
+    ),
+    "sim_am": Metric(
+        "SimAM",
+        "attention maps, ICL and FT",
+        "Cosine",
+        "the cosine between the attention scores of ICL and FT over the query's own tokens, for "
+        "each head. 1: the same map; 0: unrelated. Both share the zero-shot map, so it is high "
+        "anyway: only the gain over *before finetuning* (ZSL in FT's place) says something.",
+    ),
+    "sim_am_delta": Metric(
+        "SimAM-delta",
+        "attention map changes, ICL - ZSL and FT - ZSL",
+        "Cosine",
+        "the cosine between how ICL and how FT change the zero-shot attention scores. 1: the same "
+        "change; 0: unrelated. Look at the random update and at the untrained models.",
+    ),
+    "kendall": Metric(
+        "Kendall, tokens",
+        "ranking of demonstration tokens, ICL and FT",
+        "Kendall's tau",
+        "whether ICL's attention and FT's update rank the demonstration tokens alike. 1: the same "
+        "order; 0: unrelated orders; -1: reversed. Look at the random weights and at the untrained "
+        "models.",
+    ),
+    "kendall_example": Metric(
+        "Kendall, demonstrations",
+        "ranking of whole demonstrations, ICL and FT",
+        "Kendall's tau",
+        "the same with the weight of each whole demonstration. Longer demonstrations tend to "
+        "get more weight in any setting, which can lift even random weights above 0: compare with "
+        "those and with the untrained models.",
+    ),
+    "recall_tokens": Metric(
+        "Recall, tokens",
+        "ICL's top 100 tokens in FT's top 100",
+        "Share, 0 to 1",
+        "the share of the 100 tokens with the most weight in ICL that are among FT's 100. 1: all; "
+        "0: none. Chance is far above 0 (100 of all tokens): compare with the random weights.",
+    ),
+    "recall_examples": Metric(
+        "Recall, demonstrations",
+        "ICL's top 5 demonstrations in FT's top 5",
+        "Share, 0 to 1",
+        "the same for the 5 demonstrations with the most weight; here chance is higher still.",
+    ),
+}
+BASELINES = {
+    "random_update": "random update",
+    "random_weights": "random weights",
+    "before_finetuning": "before finetuning",
+}
+CONTROLS = {
+    "untrained": "untrained model",
+    "untrained_keep_embeddings": "untrained except embeddings",
+}
+SETTINGS = {"zsl": "ZSL", "icl": "ICL", "ft": "FT"}
+
+
+def number(value: float | None, digits: int = 3, scale: float = 1) -> str:
+    """A number; a dash for None, and no "-0.000"."""
+    return "-" if value is None else f"{round(scale * value, digits) + 0.0:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage with one decimal."""
+    return number(value, 1, 100)
+
+
+def rate(value: float | None) -> str:
+    """A learning rate as people write it; a dash for None."""
+    return "-" if value is None else f"{value:g}"
