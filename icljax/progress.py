@@ -1,20 +1,36 @@
 """Live progress: one bar a stage, with time left, and the seconds that each stage took."""
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
-Advance = Callable[[int], None]
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """The bar of one stage; called with a number of units, it says that they are done."""
+
+    progress: Progress
+    task: TaskID
+
+    def __call__(self, done: int) -> None:
+        """Adds units to those done."""
+        self.progress.advance(self.task, done)
+
+    def at(self, done: int, total: int) -> None:
+        """Says how many are done of how many, where the total is known only on the way."""
+        self.progress.update(self.task, completed=done, total=max(total, 1))
 
 
 class Stages:
@@ -28,10 +44,9 @@ class Stages:
         self.console = console
         self.seconds: dict[str, float] = {}
         self._progress = Progress(
-            TextColumn("{task.description:<42}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("elapsed"),
+            TextColumn("{task.description:<34}"),
+            BarColumn(bar_width=16),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -46,15 +61,15 @@ class Stages:
         self._progress.stop()
 
     @contextlib.contextmanager
-    def stage(self, key: str, description: str, total: int) -> Iterator[Advance]:
-        """One stage of `total` units; yields the function that reports units as done."""
+    def stage(self, key: str, description: str, total: int) -> Iterator["Bar"]:
+        """One stage of `total` units; yields the bar to which done units are reported."""
         task = self._progress.add_task(description, total=max(total, 1))
         start = time.perf_counter()
         try:
-            yield lambda done: self._progress.advance(task, done)
+            yield Bar(self._progress, task)
         finally:
             self.seconds[key] = round(time.perf_counter() - start, 3)
-        self._progress.update(task, completed=max(total, 1))
+        self._progress.update(task, completed=self._progress.tasks[task].total)
 
     def note(self, text: str) -> None:
         """A line above the bars."""

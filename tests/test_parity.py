@@ -21,7 +21,6 @@ with warnings.catch_warnings():  # what importing them warns of is none of our b
     warnings.simplefilter("ignore")
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from transformers.models.llama import modeling_llama
 
 pytestmark = pytest.mark.parity
 
@@ -37,17 +36,17 @@ LLAMA = {
 }
 GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256}
 FAMILIES = {
-    "llama": (transformers.LlamaConfig, {**LLAMA, "tie_word_embeddings": True}),
+    "llama": ("llama", {**LLAMA, "tie_word_embeddings": True}),
     "llama-untied-biases": (
-        transformers.LlamaConfig,
+        "llama",
         {**LLAMA, "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
     ),
     "llama-wide-heads": (
-        transformers.LlamaConfig,
+        "llama",
         {**LLAMA, "tie_word_embeddings": False, "head_dim": 16, "num_key_value_heads": 1},
     ),
-    "gpt2": (transformers.GPT2Config, GPT2),
-    "gpt2-untied": (transformers.GPT2Config, {**GPT2, "tie_word_embeddings": False}),
+    "gpt2": ("gpt2", GPT2),
+    "gpt2-untied": ("gpt2", {**GPT2, "tie_word_embeddings": False}),
 }
 
 
@@ -67,8 +66,9 @@ class Pair(NamedTuple):
 def peer_model(name):
     """A random float32 model whose biases, norms and attention are far from their neutral start."""
     kind, options = FAMILIES[name]
+    config = transformers.AutoConfig.for_model(kind, **SHARED, **options)
     torch.manual_seed(0)
-    peer = transformers.AutoModelForCausalLM.from_config(kind(**SHARED, **options))
+    peer = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in peer.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -161,6 +161,8 @@ def gpt2_parts(peer, attention, outputs):
 
 def llama_parts(peer, attention, outputs):
     """The same of a Llama layer, with the rotation that `transformers` itself applies."""
+    from transformers.models.llama import modeling_llama  # slow: not for runs without this marker
+
     q, k = outputs[attention.q_proj], outputs[attention.k_proj]
     query = q[0] * attention.scaling
     q, k = (x.reshape(*x.shape[:2], -1, attention.head_dim).transpose(1, 2) for x in (q, k))
