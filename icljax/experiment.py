@@ -63,12 +63,14 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
                 programs, params, states, finetuned, job.demonstrations, job.evaluation, advance
             )
             best_seed = select_seed(programs, params, states, job, comparison, config)
-        queries = controls.first_batches(job.evaluation, config.controls.num_examples)
-        total = len(config.controls.weights) * int(np.sum(queries.example >= 0))
-        with stages.stage("controls", "the same on untrained models", total) as advance:
-            untrained = controls.compare_untrained(
-                programs, params, decoder, job, queries, chosen, config, advance
-            )
+        untrained: dict[str, Comparison] = {}
+        if names := config.controls.weights:
+            queries = controls.first_batches(job.evaluation, config.controls.num_examples)
+            total = len(names) * int(np.sum(queries.example >= 0))
+            with stages.stage("controls", "the same on untrained models", total) as advance:
+                untrained = controls.compare_untrained(
+                    programs, params, decoder, job, queries, chosen, config, advance
+                )
 
         with stages.stage("report", "statistics, report and figures", 1):
             arrays = results.example_arrays(job, comparison)

@@ -63,6 +63,8 @@ class Stages:
     @contextlib.contextmanager
     def stage(self, key: str, description: str, total: int) -> Iterator["Bar"]:
         """One stage of `total` units; yields the bar to which done units are reported."""
+        if not self.console.is_terminal:  # a log file has no live bar
+            self.note(f"{description} ...")
         task = self._progress.add_task(description, total=max(total, 1))
         start = time.perf_counter()
         try:

@@ -30,6 +30,10 @@ LAYOUT: dict[str, dict[str, Any]] = {
     "recall_examples": {"random_weights": "recall_examples_random"},
 }
 
+_BALANCED = (
+    "demonstrations, selection and validation examples are drawn with equally many of each class"
+)
+
 
 def example_arrays(job: Job, comparison: Comparison) -> dict[str, np.ndarray]:
     """What examples.npz holds: one row an example (second axis where seeds lead)."""
@@ -69,7 +73,7 @@ def summarize(
         "data": {
             "source": job.dataset.source,
             "fingerprint": job.dataset.fingerprint,
-            "notes": list(job.dataset.notes),
+            "notes": [*job.dataset.notes, *([_BALANCED] if config.data.balanced else [])],
             "evaluated": len(arrays["label"]),
             "validation_examples": len(job.dataset.validation.labels),
         },
