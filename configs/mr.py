@@ -1,6 +1,8 @@
 """MR (movie reviews, 2 classes) with SmolLM2-135M, all from the package index.
 
-python -m icljax.main --config=configs/mr.py --workdir=/tmp/mr
+    python -m icljax.main --config=configs/mr.py --workdir=/tmp/mr
+
+@@MR@@
 """
 
 from ml_collections import ConfigDict

@@ -38,6 +38,8 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
             checkpoint = checkpoints.open_checkpoint(config.model, bar.at)
         with stages.stage("prompts", "data and prompts", 1):
             job = prepare(config, checkpoint, stages.note)
+        if job.dataset.stand_in:
+            stages.note(job.dataset.stand_in, style="bold white on red")
         with stages.stage("weights", "weights", 1):
             decoder = dataclasses.replace(checkpoint.config, dtype=compute_dtype(config))
             params = checkpoints.load_params(checkpoint.folder, decoder)

@@ -48,8 +48,6 @@ def prepare(
     """
     task = tasks.get_task(config.task, config.template, config.answers)
     dataset = data.load(config.data, task)
-    if dataset.stand_in:
-        note(dataset.stand_in)
     ids = {"<bos>": checkpoint.bos, "<eos>": checkpoint.eos}
     encoder = prompts.make_encoder(
         checkpoint.tokenizer, task, config.prompt.bos, config.prompt.separator, ids

@@ -73,6 +73,6 @@ class Stages:
             self.seconds[key] = round(time.perf_counter() - start, 3)
         self._progress.update(task, completed=self._progress.tasks[task].total)
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, style: str | None = None) -> None:
         """A line above the bars."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, style=style, markup=False, highlight=False)
