@@ -23,9 +23,11 @@ def open_workdir(path: Path, config: ConfigDict) -> dict[str, Any] | None:
     record = path / CONFIG
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if record.exists():
+        inside = {p.name for p in path.iterdir()}
+        # A config alone is of a job that ended before it had anything: its folder is free.
+        if record.exists() and inside != {CONFIG}:
             _check_same(json.loads(record.read_text()), wanted, path)
-        elif any(path.iterdir()):
+        elif inside - {CONFIG}:
             raise UserError(
                 f"workdir {path} is not empty and holds no {CONFIG} of icljax; "
                 "give a new or empty folder with --workdir"

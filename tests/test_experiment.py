@@ -247,6 +247,14 @@ def test_gpt2_folder_runs_through_the_same_code(reviews, tmp_path):
     assert len(results["sim_aou"]["per_layer"]) == 2
 
 
+def test_a_mistake_does_not_lock_the_workdir(tiny_folder, reviews, tmp_path):
+    wrong = tiny_config(tiny_folder, reviews, **{"prompt.max_length": 40})
+    with pytest.raises(UserError, match="no demonstration fits"):
+        run(wrong, tmp_path / "job")
+    right = tiny_config(tiny_folder, reviews, **{"controls.weights": ()})
+    assert run(right, tmp_path / "job")["config"]["prompt"]["max_length"] == 0
+
+
 def test_interrupted_job_starts_again(tiny_folder, reviews, tmp_path):
     config = tiny_config(tiny_folder, reviews, **{"controls.weights": ()})
     assert workdir.open_workdir(tmp_path / "job", config) is None
