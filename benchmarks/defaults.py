@@ -15,7 +15,7 @@ import numpy as np
 from icljax import checkpoints, metrics, runtime
 from icljax import config as config_lib
 from icljax.job import Job, prepare
-from icljax.model import Params
+from icljax.model import Params, State
 from icljax.programs import Programs, encode_demonstrations, make_programs, read_all
 
 
@@ -30,16 +30,15 @@ def _list(values: np.ndarray) -> str:
 
 
 def icl(programs: Programs, params: Params, job: Job) -> str:
-    states = encode_demonstrations(programs, params, job.demonstrations)
-    logprob = read_all(
-        lambda q: programs.score_states(params, states, q), job.selection, lambda: None
-    )
-    return accuracies(logprob, job.selection_labels)
+    return read(programs, params, encode_demonstrations(programs, params, job.demonstrations), job)
 
 
 def zsl(programs: Programs, params: Params, job: Job) -> str:
     bos = np.asarray([job.encoder.bos], np.int32)
-    states = programs.encode(params, bos, np.ones(bos.shape, bool))
+    return read(programs, params, programs.encode(params, bos, np.ones(bos.shape, bool)), job)
+
+
+def read(programs: Programs, params: Params, states: State, job: Job) -> str:
     logprob = read_all(
         lambda q: programs.score_states(params, states, q), job.selection, lambda: None
     )

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from icljax import assets
 from icljax.errors import UserError
-from icljax.model import DecoderConfig, Params
+from icljax.model import DecoderConfig, Params, init_params
 
 # Models that a package index carries whole.
 PACKAGED = {"smollm2-135m": assets.SMOLLM2}
@@ -185,16 +185,10 @@ def load_params(folder: Path, config: DecoderConfig) -> Params:
     tensors = _Tensors(folder)
     plan = _llama_plan if config.norm == "rms" else _gpt2_plan
     params = plan(tensors, config)
-    expected = jax.eval_shape(lambda: _empty_params(config))
+    expected = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     _check_shapes(params, expected, folder)
     tensors.check_all_used(config)
     return _cast(params, config.dtype)
-
-
-def _empty_params(config: DecoderConfig) -> Params:
-    from icljax.model import init_params
-
-    return init_params(config, jax.random.key(0))
 
 
 def _check_shapes(params: Params, expected: Params, folder: Path) -> None:

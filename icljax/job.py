@@ -23,7 +23,7 @@ class Job:
         used: demonstrations that fitted, for each seed.
         selection, evaluation: batches of packed queries.
         selection_labels, labels: int32 [N].
-        selection_rows, rows: the examples' positions in their source split.
+        rows: the evaluated examples' positions in their source split.
     """
 
     dataset: data.Dataset
@@ -32,7 +32,6 @@ class Job:
     used: list[int]
     selection: Queries
     selection_labels: np.ndarray
-    selection_rows: np.ndarray
     evaluation: Queries
     labels: np.ndarray
     rows: np.ndarray
@@ -81,7 +80,6 @@ def prepare(
         used=used,
         selection=pack(selection),
         selection_labels=select_from.labels[selection_rows],
-        selection_rows=select_from.indices[selection_rows],
         evaluation=pack(queries),
         labels=dataset.validation.labels[rows],
         rows=dataset.validation.indices[rows],

@@ -32,8 +32,8 @@ def main(argv: Sequence[str]) -> None:
     console = Console()
     config.validate(_CONFIG.value)
     runtime.set_up()
-    results = experiment.run(_CONFIG.value, Path(_WORKDIR.value).expanduser(), console)
-    report.show(results, Path(_WORKDIR.value), console)
+    path = Path(_WORKDIR.value).expanduser()
+    report.show(experiment.run(_CONFIG.value, path, console), path, console)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
