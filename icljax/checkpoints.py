@@ -18,11 +18,17 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from icljax import assets
+from icljax.attention import Kind
 from icljax.errors import UserError
+from icljax.mixing import LEARNABLE
 from icljax.model import DecoderConfig, Params, init_params
 
 # Models that a package index carries whole.
 PACKAGED = {"smollm2-135m": assets.SMOLLM2}
+
+# Where config.json says which kinds of attention a model has, and what their numbers are called.
+ATTENTION_KEY = "icljax_attention"
+LEARNED_NAME = "self_attn.icljax_{}"
 
 Progress = Callable[[int, int], None]
 
@@ -99,9 +105,9 @@ def decoder_config(hf: dict[str, Any], where: Path | str) -> DecoderConfig:
     kind = hf.get("model_type")
     try:
         if kind == "llama":
-            return _llama_config(hf)
+            return dataclasses.replace(_llama_config(hf), attention=_own_attention(hf))
         if kind == "gpt2":
-            return _gpt2_config(hf)
+            return dataclasses.replace(_gpt2_config(hf), attention=_own_attention(hf))
     except KeyError as e:
         raise UserError(f"{where}: config.json has no {e.args[0]!r}, which {kind} needs") from e
     except (TypeError, ValueError, ZeroDivisionError) as e:
@@ -143,6 +149,12 @@ def _llama_config(hf: dict[str, Any]) -> DecoderConfig:
         mlp_bias=hf.get("mlp_bias", False),
         tied=hf.get("tie_word_embeddings", False),
     )
+
+
+def _own_attention(hf: dict[str, Any]) -> tuple[Kind, ...]:
+    """Softmax, or the kinds of attention of a model that was trained here."""
+    kinds = (Kind(**{**k, "learn": tuple(k["learn"])}) for k in hf.get(ATTENTION_KEY, ()))
+    return tuple(kinds) or (Kind(),)
 
 
 def _gpt2_config(hf: dict[str, Any]) -> DecoderConfig:
@@ -204,7 +216,7 @@ def _check_shapes(params: Params, expected: Params, folder: Path) -> None:
 
 def _cast(params: Params, dtype: str) -> Params:
     def cast(path: tuple[Any, ...], leaf: np.ndarray) -> jax.Array:
-        trained = any(getattr(part, "key", "") in ("key", "value") for part in path)
+        trained = any(getattr(part, "key", "") in ("key", "value", *LEARNABLE) for part in path)
         return jnp.asarray(leaf, jnp.float32 if trained else dtype)
 
     return jax.tree_util.tree_map_with_path(cast, params)
@@ -321,6 +333,11 @@ def _llama_plan(get: _Tensors, c: DecoderConfig) -> Params:
     def scale(name: str) -> Params:
         return {"scale": stack(name + ".weight", lambda x: x)}
 
+    def learned(name: str) -> Any:
+        if name == "beta":
+            return dense(LEARNED_NAME.format(name), bias=True)
+        return stack(LEARNED_NAME.format(name), lambda x: x)
+
     q_shape, kv_shape = (c.num_heads, c.head_width), (c.num_kv_heads, c.head_width)
     params = {
         "embed": {"embedding": get("model.embed_tokens.weight")},
@@ -333,6 +350,7 @@ def _llama_plan(get: _Tensors, c: DecoderConfig) -> Params:
                 "key": dense("self_attn.k_proj", c.qkv_bias, kv_shape),
                 "value": dense("self_attn.v_proj", c.qkv_bias, kv_shape),
                 "output": dense("self_attn.o_proj", c.output_bias, q_shape, inputs=True),
+                **{n: learned(n) for n in c.learned()},
             },
             "mlp": {
                 "up": dense("mlp.up_proj", c.mlp_bias),
@@ -356,6 +374,10 @@ def _gpt2_plan(get: _Tensors, c: DecoderConfig) -> Params:
 
     def norm(name: str) -> Params:
         return {"scale": stack(name + ".weight"), "bias": stack(name + ".bias")}
+
+    def learned(name: str) -> Any:
+        theirs = LEARNED_NAME.format(name)
+        return dense(theirs) if name == "beta" else stack(theirs)
 
     heads = (c.num_heads, c.head_width)
 
@@ -386,6 +408,7 @@ def _gpt2_plan(get: _Tensors, c: DecoderConfig) -> Params:
                 "key": part(1),
                 "value": part(2),
                 "output": output,
+                **{n: learned(n) for n in c.learned()},
             },
             "mlp": {"up": dense("mlp.c_fc"), "down": dense("mlp.c_proj")},
         },

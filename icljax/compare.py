@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from icljax import metrics
-from icljax.model import Array
+from icljax.model import Array, State, rotate
 from icljax.settings import Records
 
+_TINY = 1e-30
 TOP_TOKENS = 100
 TOP_EXAMPLES = 5
 
@@ -20,7 +21,8 @@ TOP_EXAMPLES = 5
 class Similarity(NamedTuple):
     """Every similarity of ICL and FT and its baseline, float32 [N, L] each.
 
-    `_random` fields put a seeded random vector in the place of what finetuning gave.
+    `_random` fields put a seeded random vector in the place of what finetuning gave
+    (`sim_update_random`: of what ICL gave). Fields of `update` are [N, L, G].
     """
 
     sim_aou: jax.Array
@@ -39,6 +41,10 @@ class Similarity(NamedTuple):
     recall_tokens_random: jax.Array
     recall_examples: jax.Array
     recall_examples_random: jax.Array
+    sim_update: jax.Array
+    sim_update_random: jax.Array
+    update_share_icl: jax.Array
+    update_share_ft: jax.Array
 
 
 class TrainingTokens(NamedTuple):
@@ -48,11 +54,13 @@ class TrainingTokens(NamedTuple):
         columns: int32 [C], their columns in the ICL state.
         example: int32 [C], the demonstration of each, -1 on padding.
         queries: float [L, C, H * K], their query vectors during finetuning.
+        update: float32 [L, G, V, K], dW_ICL of `demonstration_update`.
     """
 
     columns: Array
     example: Array
     queries: jax.Array
+    update: jax.Array
 
 
 def similarity(
@@ -62,6 +70,7 @@ def similarity(
     training: TrainingTokens,
     query_mask: jax.Array,
     key: jax.Array,
+    seed_key: jax.Array,
     random_kind: str,
     num_demonstrations: int,
 ) -> Similarity:
@@ -70,6 +79,7 @@ def similarity(
     Args:
         query_mask: bool [N, S], each query's own tokens.
         key: PRNG keys [N], one an example, so that baselines do not depend on batching.
+        seed_key: PRNG key of this seed.
         random_kind: "gaussian" or "uniform", the random update's distribution.
     """
     z, i, f = zsl.attention, icl.attention, ft.attention
@@ -92,7 +102,70 @@ def similarity(
             z.scores_query, random_scores, i.scores_query, mask
         ),
         **_training_similarity(i.scores_state, f.query, weights, training, num_demonstrations),
+        **_update_similarity(zsl, ft, training.update, query_mask, seed_key),
     )
+
+
+def demonstration_update(
+    state: State, columns: Array, compared: jax.Array, shift: jax.Array, theta: float | None
+) -> jax.Array:
+    """dW_ICL = sum_i v_i k_i^T over the demonstrations (method section 1): [L, G, V, K].
+
+    This is attention in the relaxed linear form: for linear attention it is the state itself.
+
+    Args:
+        columns: int32 [C], the demonstrations' tokens; compared: bool [C], False on padding.
+        shift: int32 [], how many tokens later the query stands than in the zero-shot prompt.
+        theta: base of rotary positions, by which keys are turned as if the query stood where it
+            does in the zero-shot prompt, so that updates of both prompts meet in one frame; None
+            for models without.
+    """
+    keys = state.keys[:, columns].astype(jnp.float32)
+    values = jnp.where(compared[None, :, None, None], state.values[:, columns], 0)
+    if theta is not None:
+        turned = jnp.full(keys.shape[:2], -shift)
+        keys = rotate(keys, turned, theta)
+    return jnp.einsum("LCGV,LCGK->LGVK", values.astype(jnp.float32), keys)
+
+
+def _update_similarity(
+    zsl: Records, ft: Records, update: jax.Array, query_mask: jax.Array, key: jax.Array
+) -> dict[str, jax.Array]:
+    """dW_ICL against dW_FT and their sizes beside W_ZSL; each [N, L, G].
+
+    W_ZSL = sum_j v_j k_j^T over the query's own tokens, and dW_FT is what finetuning adds to it.
+    Both have few tokens, so only their factors are formed: dW_FT = [v' - v, v] [k', k' - k]^T,
+    which loses nothing where v' - v is small.
+    """
+    batch = zsl.keys.shape[1]
+    mask = query_mask.reshape(batch, -1, query_mask.shape[-1]).astype(jnp.float32)
+    k, v, k_ft, v_ft = (x.astype(jnp.float32) for x in (zsl.keys, zsl.values, ft.keys, ft.values))
+    left = jnp.stack([v_ft - v, v], 3)
+    right = jnp.stack([k_ft, k_ft - k], 3)
+    size_ft = jnp.sqrt(_summed_gram(left, right, mask))
+    size_zsl = jnp.sqrt(_summed_gram(v[:, :, :, None], k[:, :, :, None], mask))
+
+    def cosine(other: jax.Array) -> jax.Array:
+        moved = jnp.einsum("LGVK,LBSPGK->LBSPGV", other, right)
+        inner = jnp.einsum("LBSPGV,LBSPGV,BAS->BALG", left, moved, mask)
+        size = jnp.sqrt(jnp.sum(other**2, (-1, -2)))
+        return inner / jnp.maximum(size_ft * size[None, None], _TINY)
+
+    size_icl = jnp.sqrt(jnp.sum(update**2, (-1, -2)))[None, None]
+    out = {
+        "sim_update": cosine(update),
+        "sim_update_random": cosine(jax.random.normal(key, update.shape)),
+        "update_share_icl": size_icl / jnp.maximum(size_icl + size_zsl, _TINY),
+        "update_share_ft": size_ft / jnp.maximum(size_ft + size_zsl, _TINY),
+    }
+    return {name: x.reshape(-1, *x.shape[2:]) for name, x in out.items()}
+
+
+def _summed_gram(left: jax.Array, right: jax.Array, mask: jax.Array) -> jax.Array:
+    """|sum_s left_s right_s^T|^2 of each slot's tokens, from [L, B, S, P, G, .]: [B, A, L, G]."""
+    grams = (jnp.einsum("LBSPGK,LBTQGK->LBGSPTQ", x, x) for x in (left, right))
+    both = jnp.sum(next(grams) * next(grams), (4, 6))
+    return jnp.maximum(jnp.einsum("BAS,LBGST,BAT->BALG", mask, both, mask), 0)
 
 
 def icl_weights(scores_state: jax.Array, training: TrainingTokens) -> jax.Array:

@@ -1,16 +1,37 @@
-"""Every field of a job, with its default. The files in configs/ change only what they must."""
+"""Every field of the comparison, with its default. Files in configs/ change only what they must."""
 
 from collections.abc import Callable
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
+from icljax import mixing
 from icljax.errors import UserError
+
+
+# What a config runs: a module with run, show and validate.
+EXPERIMENTS = {
+    "compare": "icljax.experiment",
+    "dual": "icljax.dual",
+    "regression": "icljax.regression",
+    "pretrain": "icljax.pretrain",
+}
+
+
+def experiment_module(config: ConfigDict) -> str:
+    """The module that runs the config's experiment.
+
+    Raises:
+        UserError: for an unknown experiment.
+    """
+    require(config, "experiment", EXPERIMENTS.__contains__, f"one of {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[config.experiment]
 
 
 def default() -> ConfigDict:
     """A job with every field at its default."""
     config = ConfigDict()
+    config.experiment = "compare"  # which of EXPERIMENTS
 
     # What is studied. `template` and `answers` come from the task table (icljax/tasks.py) when
     # empty; a task of your own names itself freely and fills both in.
@@ -20,6 +41,11 @@ def default() -> ConfigDict:
 
     # A name from the table in icljax/checkpoints.py, a Hugging Face folder, or a .gguf file.
     config.model = "smollm2-135m"
+
+    # How its layers mix tokens: kinds of icljax/attention.py, repeated over the layers, e.g.
+    # "momentum,softmax"; empty: the model's own (docs/attention.md).
+    config.attention = attention()
+
     # "auto": float32 on CPU, bfloat16 on an accelerator (softmax, norms, metrics: float32 always).
     config.dtype = "auto"
     # "trained"; "untrained": random; "untrained_keep_embeddings": random but embeddings and norms.
@@ -73,6 +99,18 @@ def default() -> ConfigDict:
     return config
 
 
+def attention(kind: str = "") -> ConfigDict:
+    """Which kinds of attention, and the numbers that are not as in `attention.KINDS`."""
+    config = ConfigDict()
+    config.kind = kind
+    for name in ("eta", "alpha", "beta", "ema"):
+        config[name] = config_dict.placeholder(float)
+    config.feature_map = ""  # "identity" or "elu+1"
+    for name in ("normalize", "unit_keys", "ema_normalized"):
+        config[name] = config_dict.placeholder(bool)
+    return config
+
+
 def validate(config: ConfigDict) -> None:
     """Checks what flags cannot: ranges, choices and the types inside tuples; tidies `answers`.
 
@@ -81,17 +119,18 @@ def validate(config: ConfigDict) -> None:
     """
     if len(config.answers) == 1 and "," in config.answers[0]:
         config.answers = tuple(a.strip() for a in config.answers[0].split(","))
+    mixing.parse_kinds(config.attention)
     for key, choices in _CHOICES.items():
-        _require(config, key, choices.__contains__, f"one of {', '.join(choices)}")
+        require(config, key, choices.__contains__, f"one of {', '.join(choices)}")
     for key in _POSITIVE:
-        _require(config, key, lambda v: v > 0, "a whole number above 0")
+        require(config, key, lambda v: v > 0, "a whole number above 0")
     for key in _NOT_NEGATIVE:
-        _require(config, key, lambda v: v >= 0, "0 or more")
-    _require(config, "seeds", _distinct_integers, "different whole numbers, e.g. 1,2,3")
-    _require(config, "finetune.learning_rates", _positive_numbers, "numbers above 0")
-    _require(config, "data.label_order", lambda v: all(type(x) is int for x in v), "whole numbers")
+        require(config, key, lambda v: v >= 0, "0 or more")
+    require(config, "seeds", distinct_integers, "different whole numbers, e.g. 1,2,3")
+    require(config, "finetune.learning_rates", _positive_numbers, "numbers above 0")
+    require(config, "data.label_order", lambda v: all(type(x) is int for x in v), "whole numbers")
     allowed = _CHOICES["weights"][1:]
-    _require(
+    require(
         config,
         "controls.weights",
         lambda v: set(v) <= set(allowed),
@@ -122,7 +161,8 @@ _NOT_NEGATIVE = (
 )
 
 
-def _require(config: ConfigDict, key: str, holds: Callable[[Any], bool], expected: str) -> None:
+def require(config: ConfigDict, key: str, holds: Callable[[Any], bool], expected: str) -> None:
+    """Raises a UserError that names field `key` ("a.b") unless its value `holds`."""
     value: Any = config
     for part in key.split("."):
         value = value[part]
@@ -130,7 +170,8 @@ def _require(config: ConfigDict, key: str, holds: Callable[[Any], bool], expecte
         raise UserError(f"config.{key} is {value!r}; expected {expected}: --config.{key}=...")
 
 
-def _distinct_integers(values: tuple[Any, ...]) -> bool:
+def distinct_integers(values: tuple[Any, ...]) -> bool:
+    """Whether all are whole numbers of 0 or more, and no two the same; at least one."""
     integers = all(type(v) is int and v >= 0 for v in values)
     return bool(values) and integers and len(set(values)) == len(values)
 

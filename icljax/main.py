@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from absl import app, flags
@@ -27,13 +28,14 @@ def main(argv: Sequence[str]) -> None:
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError(f"--config and --workdir are both needed; usage: {_USAGE}")
     # These take a second to import, which a mistake in the flags should not cost.
-    from icljax import config, experiment, report, runtime
+    from icljax import config, runtime
 
     console = Console()
-    config.validate(_CONFIG.value)
+    experiment = import_module(config.experiment_module(_CONFIG.value))
+    experiment.validate(_CONFIG.value)
     runtime.set_up()
     path = Path(_WORKDIR.value).expanduser()
-    report.show(experiment.run(_CONFIG.value, path, console), path, console)
+    experiment.show(experiment.run(_CONFIG.value, path, console), path, console)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -53,7 +55,8 @@ def _one_line(error: BaseException) -> str:
 
 def run() -> None:
     """The console entry point: exit code 2 and one line for a user's mistake."""
-    logging.getLogger("jax").setLevel(logging.WARNING)  # absl shows INFO: probing for a TPU
+    for chatty in ("jax", "absl"):  # INFO: probing for a TPU, every step of a checkpoint
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     # XLA:CPU warns on standard error that a cached program names more CPU features than it knows.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:

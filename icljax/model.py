@@ -12,12 +12,16 @@ block, since cutting after the layer scan more than doubles temporary memory.
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from icljax.attention import Kind, Memory
+from icljax.mixing import LEARNABLE, Past, Prefix, mix
 
 Params = dict[str, Any]
 Array = np.ndarray | jax.Array
@@ -31,7 +35,7 @@ class DecoderConfig:
         norm: "rms" (Llama) or "layer" (GPT-2); always before the sublayer.
         positions: "rotary" or "learned".
         mlp: "swiglu", or "gelu" (the tanh form, GPT-2's `gelu_new`).
-        attention: how tokens are mixed; "softmax" is the only kind so far.
+        attention: how tokens are mixed, layer by layer; repeated over the layers.
         tied: the embedding is the output projection too.
         dtype: compute type of matrix products; softmax, norms and log-probabilities are float32.
         remat: recompute a layer in the backward pass instead of keeping its intermediates.
@@ -50,13 +54,21 @@ class DecoderConfig:
     positions: str = "rotary"
     rope_theta: float = 10_000.0
     mlp: str = "swiglu"
-    attention: str = "softmax"
+    attention: tuple[Kind, ...] = (Kind(),)
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     tied: bool = True
     dtype: str = "float32"
     remat: bool = False
+
+    def learned(self) -> tuple[str, ...]:
+        """The numbers of its kinds of attention that are parameters."""
+        return tuple(n for n in LEARNABLE if any(n in kind.learn for kind in self.attention))
+
+    def start(self, name: str) -> float:
+        """Where a learned number starts."""
+        return next(getattr(k, name) for k in self.attention if name in k.learn)
 
 
 class State(NamedTuple):
@@ -67,12 +79,15 @@ class State(NamedTuple):
         values: [L, T, G, K].
         valid: bool [T], False on padding.
         length: int32 [], number of valid tokens; the next token's position.
+        memory: Memory with a leading L axis, all that layers of the linear family read (they keep
+            keys and values for the metrics only) and EMA(V)'s state; None for plain softmax.
     """
 
     keys: jax.Array
     values: jax.Array
     valid: jax.Array
     length: jax.Array
+    memory: Memory | None = None
 
 
 class AttentionRecord(NamedTuple):
@@ -99,12 +114,15 @@ class Hidden(NamedTuple):
         hidden: [B, S, D], after the final norm.
         keys, values: [L, B, S, G, K].
         record: AttentionRecord with a leading L axis; None where nothing is studied.
+        memory: Memory with leading axes [L, B], after each row's valid tokens; None for plain
+            softmax and where a mask was given.
     """
 
     hidden: jax.Array
     keys: jax.Array
     values: jax.Array
     record: AttentionRecord | None
+    memory: Memory | None
 
 
 def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
@@ -124,50 +142,18 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
-def softmax_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: jax.Array,
-    prefix: tuple[jax.Array, jax.Array, jax.Array] | None,
-) -> jax.Array:
-    """Softmax attention over a shared prefix and each row's own tokens.
-
-    The prefix is never copied per row nor joined to the row's tokens: the two parts share the
-    maximum and the denominator of one softmax. Scores keep the order their matrix product gives.
-
-    Args:
-        q: [B, S, G, J, K], scaled.
-        k, v: [B, S, G, K].
-        mask: bool [B, S, S], True where a query (second axis) sees a key (last axis).
-        prefix: keys [T, G, K], values [T, G, K], valid bool [T]; or None.
-
-    Returns:
-        [B, S, G, J, K] in q's dtype.
-    """
-    lowest = jnp.finfo(jnp.float32).min
-    own = jnp.einsum("BSGJK,BTGK->BGSJT", q, k, preferred_element_type=jnp.float32)
-    own = jnp.where(mask[:, None, :, None, :], own, lowest)
-    top = jnp.max(own, -1)
-    if prefix is not None:
-        prefix_k, prefix_v, valid = prefix
-        past = jnp.einsum("BSGJK,TGK->GBSJT", q, prefix_k, preferred_element_type=jnp.float32)
-        past = jnp.where(valid[None, None, None, None, :], past, lowest)
-        top = jnp.maximum(top, jnp.max(past, -1).swapaxes(0, 1))
-    top = jax.lax.stop_gradient(top)
-    own = jnp.exp(own - top[..., None])
-    total = jnp.sum(own, -1)
-    out = jnp.einsum("BGSJT,BTGK->BGSJK", own.astype(v.dtype), v)
-    if prefix is not None:
-        past = jnp.exp(past - top.swapaxes(0, 1)[..., None])
-        total = total + jnp.sum(past, -1).swapaxes(0, 1)
-        out = out + jnp.einsum("GBSJT,TGK->GBSJK", past.astype(v.dtype), prefix_v).swapaxes(0, 1)
-    return (out / total[..., None]).astype(q.dtype).transpose(0, 2, 1, 3, 4)
-
-
 def take_positions(x: jax.Array, at: Array) -> jax.Array:
     """`x` [B, S, ...] at columns `at` int [B, A] -> [B, A, ...]."""
     return jax.vmap(lambda row, columns: row[columns])(x, at)
+
+
+class LayerOutput(NamedTuple):
+    """What one layer leaves beside its output: the fields of `Hidden`, without the L axis."""
+
+    keys: jax.Array
+    values: jax.Array
+    record: AttentionRecord | None
+    memory: Memory | None
 
 
 class Attention(nn.Module):
@@ -180,11 +166,12 @@ class Attention(nn.Module):
         self,
         x: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
-        prefix: tuple[jax.Array, jax.Array, jax.Array] | None,
+        past: Past,
+        prefix: Prefix | None,
+        which: jax.Array,
         at: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array, AttentionRecord | None]:
-        """[B, S, D] -> output [B, S, D], keys, values [B, S, G, K], record at `at`."""
+    ) -> tuple[jax.Array, "LayerOutput"]:
+        """[B, S, D] -> output [B, S, D], and what the layer leaves."""
         c = self.config
         batch, length, _ = x.shape
         groups = c.num_kv_heads
@@ -200,12 +187,23 @@ class Attention(nn.Module):
         if c.positions == "rotary":
             q, k = rotate(q, positions, c.rope_theta), rotate(k, positions, c.rope_theta)
         q = q.reshape(batch, length, groups, c.num_heads // groups, c.head_width)
-        mixed = softmax_attention(q, k, v, mask, prefix)
+        mixed, memory = mix(c.attention, which, q, k, v, self._learned(x), past, prefix)
         out = nn.DenseGeneral(
             c.width, axis=(-2, -1), use_bias=c.output_bias, dtype=c.dtype, name="output"
         )(mixed.reshape(batch, length, c.num_heads, c.head_width))
         record = None if at is None else self._record(q, query, k, out, prefix, at)
-        return out, k, v, record
+        return out, LayerOutput(k, v, record, memory)
+
+    def _learned(self, x: jax.Array) -> dict[str, jax.Array]:
+        """Learned numbers of the kinds: [G] each, beta [B, S, G]; all between 0 and 1."""
+        c, out = self.config, {}
+        for name in c.learned():
+            if name == "beta":
+                logit = nn.Dense(c.num_kv_heads, dtype=c.dtype, name="beta")(x)
+            else:
+                logit = self.param(name, nn.initializers.zeros, (c.num_kv_heads,))
+            out[name] = nn.sigmoid(logit.astype(jnp.float32))
+        return out
 
     def _record(
         self,
@@ -213,7 +211,7 @@ class Attention(nn.Module):
         query: jax.Array,
         k: jax.Array,
         out: jax.Array,
-        prefix: tuple[jax.Array, jax.Array, jax.Array] | None,
+        prefix: Prefix | None,
         at: jax.Array,
     ) -> AttentionRecord:
         batch, studied = at.shape
@@ -221,7 +219,7 @@ class Attention(nn.Module):
         scores = jnp.einsum("BAGJK,BTGK->BAGJT", q_at, k.astype(jnp.float32))
         scores_state = jnp.zeros((batch, studied, 0), jnp.float32)
         if prefix is not None:
-            prefix_k = prefix[0].astype(jnp.float32)
+            prefix_k = prefix.keys.astype(jnp.float32)
             scores_state = jnp.einsum("BAGK,TGK->BAT", jnp.sum(q_at, 3), prefix_k)
         return AttentionRecord(
             attn_out=take_positions(out, at).astype(jnp.float32),
@@ -267,23 +265,25 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        layer_state: tuple[jax.Array, jax.Array] | None,
+        layer: tuple[jax.Array, tuple[jax.Array, jax.Array, Memory | None] | None],
         valid: jax.Array | None,
         positions: jax.Array,
-        mask: jax.Array,
+        past: Past,
         at: jax.Array | None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, AttentionRecord | None]]:
-        """[B, S, D] -> [B, S, D], (keys, values, record)."""
+    ) -> tuple[jax.Array, LayerOutput]:
+        """[B, S, D] -> [B, S, D], what the layer leaves."""
+        which, layer_state = layer
         prefix = None
         if layer_state is not None and valid is not None:
-            prefix = (*layer_state, valid)
+            keys, values, memory = layer_state
+            prefix = Prefix(keys, values, valid, memory)
         attention = Attention(self.config, name="attention")
-        out, k, v, record = attention(
-            _norm(self.config, "attention_norm")(x), positions, mask, prefix, at
+        out, left = attention(
+            _norm(self.config, "attention_norm")(x), positions, past, prefix, which, at
         )
         x = x + out
         x = x + Mlp(self.config, name="mlp")(_norm(self.config, "mlp_norm")(x))
-        return x, (k, v, record)
+        return x, left
 
 
 class Decoder(nn.Module):
@@ -314,27 +314,33 @@ class Decoder(nn.Module):
         self,
         tokens: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: jax.Array | None = None,
         state: State | None = None,
         at: jax.Array | None = None,
+        valid: jax.Array | None = None,
     ) -> Hidden:
         """Runs the layers.
 
         Args:
             tokens: int32 [B, S].
             positions: int32 [B, S], counted from the state's first token.
-            mask: bool [B, S, S], which of the row's tokens each token sees; every token must see
-                at least one (itself); all tokens see all valid tokens of the state.
+            mask: bool [B, S, S], which of the row's earlier tokens, and itself, each token sees;
+                None: all. A token's past must be one path. All tokens see all of the state.
             state: what an earlier prompt left behind, shared by all rows.
             at: int32 [B, A], columns to study.
+            valid: bool [B, S], without a mask: tokens that leave something in the memory.
         """
+        c = self.config
         x = self.embed(tokens)
-        if self.config.positions == "learned":
+        if c.positions == "learned":
             x = x + self.embed_positions(positions)
-        layer_state = None if state is None else (state.keys, state.values)
-        valid = None if state is None else state.valid
-        x, (keys, values, record) = self.layers(x, layer_state, valid, positions, mask, at)
-        return Hidden(self.final_norm(x), keys, values, record)
+        start = 0 if state is None else state.length
+        past = Past(positions - start + 1, mask, valid)
+        which = jnp.arange(c.num_layers) % len(c.attention)
+        layer_state = None if state is None else (state.keys, state.values, state.memory)
+        state_valid = None if state is None else state.valid
+        x, left = self.layers(x, (which, layer_state), state_valid, positions, past, at)
+        return Hidden(self.final_norm(x), *left)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] after the final norm -> float32 [..., V]."""
@@ -343,38 +349,38 @@ class Decoder(nn.Module):
         return self.unembed(hidden).astype(jnp.float32)
 
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, mask: jax.Array, state: State | None = None
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array | None = None,
+        state: State | None = None,
     ) -> jax.Array:
         """Logits float32 [B, S, V] of `hidden`'s arguments."""
         return self.logits(self.hidden(tokens, positions, mask, state).hidden)
 
 
-def causal_mask(valid: jax.Array) -> jax.Array:
-    """`valid` bool [B, S] -> bool [B, S, S]: earlier valid tokens, and always oneself."""
-    length = valid.shape[-1]
-    index = jnp.arange(length)
-    causal = index[:, None] >= index[None, :]
-    itself = index[:, None] == index[None, :]
-    return (causal[None] & valid[:, None, :]) | itself[None]
-
-
 def init_params(config: DecoderConfig, key: jax.Array) -> Params:
     """Randomly initialised parameters: normal(0.02) for matrices and embeddings, as in GPT-2."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    shapes = jax.eval_shape(Decoder(config).init, key, tokens, tokens, jnp.ones((1, 2, 2), bool))[
-        "params"
-    ]
+    shapes = jax.eval_shape(Decoder(config).init, key, tokens, tokens)["params"]
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
     keys = jax.random.split(key, len(leaves))
     return jax.tree_util.tree_unflatten(
-        tree, [_init_leaf(path, leaf, k) for (path, leaf), k in zip(leaves, keys, strict=True)]
+        tree,
+        [_init_leaf(config, path, leaf, k) for (path, leaf), k in zip(leaves, keys, strict=True)],
     )
 
 
-def _init_leaf(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, key: jax.Array) -> jax.Array:
-    name = path[-1].key
-    if name == "scale":
+def _init_leaf(
+    config: DecoderConfig, path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, key: jax.Array
+) -> jax.Array:
+    names = [part.key for part in path]
+    if names[-1] == "scale":
         return jnp.ones(leaf.shape, leaf.dtype)
-    if name == "bias":
+    learned = set(names) & set(config.learned())
+    if learned and names[-1] != "kernel":
+        start = config.start(learned.pop())
+        return jnp.full(leaf.shape, math.log(start / (1 - start)), leaf.dtype)
+    if names[-1] == "bias":
         return jnp.zeros(leaf.shape, leaf.dtype)
     return 0.02 * jax.random.normal(key, leaf.shape, leaf.dtype)

@@ -23,6 +23,7 @@ class Programs(NamedTuple):
     finetune: Any
     score: Any
     score_states: Any
+    update: Any
     compare: Any
 
 
@@ -73,6 +74,17 @@ def make_programs(
         """The same of prompts: [states, N, Y]."""
         return jax.lax.map(lambda s: settings.read(model, params, s, queries).logprob, states)
 
+    def update(states: State, columns: Array, compared: Array) -> jax.Array:
+        """dW_ICL of every seed's demonstrations: [R, L, G, V, K]."""
+        theta = decoder.rope_theta if decoder.positions == "rotary" else None
+
+        def one(inputs: tuple[State, Array, jax.Array]) -> jax.Array:
+            state, columns, compared = inputs
+            shift = state.length - bos.shape[0]
+            return compare.demonstration_update(state, columns, compared, shift, theta)
+
+        return jax.lax.map(one, (states, columns, compared))
+
     def compare_batch(
         params: Params,
         icl_states: State,
@@ -93,7 +105,15 @@ def make_programs(
             fold = functools.partial(jax.random.fold_in, jax.random.fold_in(base, seed))
             keys = jax.vmap(fold)(queries.example.reshape(-1))
             similarity = compare.similarity(
-                zsl, icl, ft, training, mask, keys, config.metrics.random_update, num_demonstrations
+                zsl,
+                icl,
+                ft,
+                training,
+                mask,
+                keys,
+                fold(jnp.uint32(2**32 - 1)),
+                config.metrics.random_update,
+                num_demonstrations,
             )
             return icl.logprob, ft.logprob, similarity
 
@@ -102,7 +122,7 @@ def make_programs(
     def encode_all(params: Params, tokens: jax.Array, valid: jax.Array) -> State:
         return jax.lax.map(lambda x: encode(params, *x), (tokens, valid))
 
-    programs = (encode_all, finetune, score, score_states, compare_batch)
+    programs = (encode_all, finetune, score, score_states, update, compare_batch)
     return Programs(*(jax.jit(program) for program in programs))
 
 
@@ -155,7 +175,9 @@ def compare_settings(
         finetuned: key and value leaves, and training queries [R, L, C, H * K].
     """
     leaves, train_queries = finetuned
-    training = TrainingTokens(demonstrations.columns, demonstrations.example, train_queries)
+    columns, example = demonstrations.columns, demonstrations.example
+    update = programs.update(states, columns, np.asarray(example) >= 0)
+    training = TrainingTokens(columns, example, train_queries, update)
     seeds = np.arange(len(demonstrations.context))
     collected: list[Any] = []
     for batch in batches(queries):

@@ -1,6 +1,6 @@
 """Per-example numbers -> results.json: means, intervals, spreads over seeds, baselines.
 
-Shape glossary: R seeds, N examples, L layers, Y answers, X bootstrap resamples.
+Shape glossary: R seeds, N examples, L layers, G key/value heads, Y answers, X bootstrap resamples.
 """
 
 import itertools
@@ -28,6 +28,7 @@ LAYOUT: dict[str, dict[str, Any]] = {
     "kendall_example": {"random_weights": "kendall_example_random"},
     "recall_tokens": {"random_weights": "recall_tokens_random"},
     "recall_examples": {"random_weights": "recall_examples_random"},
+    "sim_update": {"random_update": "sim_update_random"},
 }
 
 _BALANCED = (
@@ -82,6 +83,13 @@ def summarize(
             "weights": config.weights,
             "fingerprint": checkpoints.fingerprint(checkpoint.folder),
         },
+        **provenance(config),
+    }
+
+
+def provenance(config: ConfigDict) -> dict[str, Any]:
+    """What a result was made with: config, versions, device."""
+    return {
         "config": workdir.as_plain(config),
         "versions": {
             "icljax": icljax.__version__,
@@ -133,6 +141,9 @@ def measure(arrays: dict[str, np.ndarray], config: ConfigDict) -> dict[str, Any]
         "agreement": agreement(correct, arrays),
         "f2t": {"count": int(subset.sum()), "of": int(subset.size)},
         **similarities,
+        "update_share": {
+            s: series(arrays[f"update_share_{s}"], weights, subset) for s in ("icl", "ft")
+        },
     }
 
 
@@ -184,7 +195,15 @@ def agreement(correct: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> 
 
 
 def series(values: np.ndarray, weights: jax.Array, subset: np.ndarray) -> dict[str, Any]:
-    """Means, intervals and spread of a similarity [R, N, L]; `f2t`: its mean on `subset` [R, N]."""
+    """Means, intervals and spread of a similarity [R, N, L]; `f2t`: its mean on `subset` [R, N].
+
+    One that is of every head, [R, N, L, G], is averaged over heads, its heads listed beside it.
+    """
+    heads: dict[str, Any] = {}
+    if values.ndim == 4:
+        per_head = _nanmean(values.reshape(-1, *values.shape[2:]), 0)
+        heads = {"per_layer_head": [_numbers(row) for row in per_head]}
+        values = _nanmean(values, -1)
     with np.errstate(all="ignore"):
         per_example = _nanmean(values, 0)
     interval = metrics.bootstrap_interval(weights, _nanmean(per_example, -1))
@@ -196,6 +215,7 @@ def series(values: np.ndarray, weights: jax.Array, subset: np.ndarray) -> dict[s
         "per_layer": _numbers(_nanmean(per_example, 0)),
         "per_layer_interval": [_numbers(pair) for pair in zip(low, high, strict=True)],
         "f2t": _number(np.nanmean(values[subset])) if subset.any() else None,
+        **heads,
     }
 
 

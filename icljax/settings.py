@@ -21,7 +21,6 @@ from icljax.model import (
     Hidden,
     Params,
     State,
-    causal_mask,
     take_positions,
 )
 from icljax.prompts import Queries
@@ -33,10 +32,13 @@ class Records(NamedTuple):
     Attributes:
         logprob: [N, Y], mean log-probability over each answer's tokens.
         attention: AttentionRecord with leading axes [N, L].
+        keys, values: [L, B, S, G, K], of all tokens of the batch's rows.
     """
 
     logprob: jax.Array
     attention: AttentionRecord
+    keys: jax.Array
+    values: jax.Array
 
 
 class Finetuned(NamedTuple):
@@ -76,16 +78,30 @@ def unembed(model: Decoder, params: Params, hidden: jax.Array) -> jax.Array:
     return cast(jax.Array, model.apply({"params": params}, hidden, method="logits"))
 
 
-def encode(model: Decoder, params: Params, tokens: jax.Array, valid: jax.Array) -> State:
+def encode(
+    model: Decoder,
+    params: Params,
+    tokens: jax.Array,
+    valid: jax.Array,
+    state: State | None = None,
+) -> State:
     """Runs a prompt once and keeps what later tokens need of it.
 
     Args:
         tokens: int32 [T], padded at the end.
         valid: bool [T].
+        state: what an earlier part of the prompt left behind; the result holds both.
     """
-    positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)[None]
-    out = forward(model, params, tokens[None], positions, causal_mask(valid[None]))
-    return State(out.keys[:, 0], out.values[:, 0], valid, jnp.sum(valid, dtype=jnp.int32))
+    start = 0 if state is None else state.length
+    positions = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)[None]
+    out = forward(model, params, tokens[None], positions, None, state, None, valid[None])
+    keys, values, memory = jax.tree.map(lambda x: x[:, 0], (out.keys, out.values, out.memory))
+    length = jnp.sum(valid, dtype=jnp.int32)
+    if state is not None:
+        keys = jnp.concatenate([state.keys, keys], 1)
+        values = jnp.concatenate([state.values, values], 1)
+        valid, length = jnp.concatenate([state.valid, valid]), state.length + length
+    return State(keys, values, valid, length, memory)
 
 
 def query_mask(queries: Queries) -> jax.Array:
@@ -113,7 +129,8 @@ def read(model: Decoder, params: Params, state: State, queries: Queries) -> Reco
     attention = jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, 2).reshape(batch * slots, x.shape[0], *x.shape[3:]), out.record
     )
-    return Records(_answer_logprob(model, params, out.hidden, queries), attention)
+    logprob = _answer_logprob(model, params, out.hidden, queries)
+    return Records(logprob, attention, out.keys, out.values)
 
 
 def _answer_logprob(
@@ -148,9 +165,8 @@ def example_loss(
         (loss [], query vectors [L, U, H * K]).
     """
     index = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-    valid = index < length
-    mask, at = causal_mask(valid[None]), index[None]
-    out = forward(model, params, tokens[None], index[None], mask, None, at)
+    valid = index < length  # what follows a token changes nothing for it, so no mask is needed
+    out = forward(model, params, tokens[None], index[None], None, None, index[None])
     logits = unembed(model, params, out.hidden[0, :-1])
     target = jnp.take_along_axis(logits, tokens[1:, None], -1)[:, 0]
     weight = valid[1:].astype(jnp.float32)

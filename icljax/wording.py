@@ -80,6 +80,16 @@ SIMILARITIES = {
         "Share, 0 to 1",
         "the same for the 5 demonstrations with the most weight; here chance is higher still.",
     ),
+    "sim_update": Metric(
+        "SimUpdate",
+        "weight updates of the relaxed linear form, dW_ICL and dW_FT",
+        "Cosine",
+        "the cosine between the two updates of attention's linear map, softmax left out: dW_ICL = "
+        "sum of v k^T over the demonstrations' tokens, dW_FT = what finetuning adds to the sum "
+        "over the query's own tokens. 1: the same update; 0: unrelated. Look at the untrained "
+        "models. `update_share` in results.json is each update's share of the norm, beside the "
+        "zero-shot map's.",
+    ),
 }
 BASELINES = {
     "random_update": "random update",

@@ -14,7 +14,7 @@ from test_gguf_reader import FFN, HEADS, KV_HEADS, LAYERS, TOKENS, WIDTH, _hf_we
 
 from icljax import checkpoints, gguf_reader, settings
 from icljax.errors import UserError
-from icljax.model import Decoder, causal_mask, init_params
+from icljax.model import Decoder, init_params
 
 GPT2 = {
     "model_type": "gpt2",
@@ -207,8 +207,7 @@ def test_tree_is_the_one_of_init(tmp_path, options):
     expected = jax.eval_shape(lambda: init_params(checkpoint.config, jax.random.key(0)))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
     tokens = jnp.arange(6, dtype=jnp.int32)[None]
-    mask = causal_mask(jnp.ones((1, 6), bool))
-    logits = Decoder(checkpoint.config).apply({"params": params}, tokens, tokens, mask)
+    logits = Decoder(checkpoint.config).apply({"params": params}, tokens, tokens)
     assert logits.shape == (1, 6, 400)
     assert np.isfinite(logits).all()
 
@@ -593,8 +592,7 @@ def perplexity(config, params, tokens):
     """Of all tokens but the first."""
     tokens = jnp.asarray(tokens, jnp.int32)[None]
     positions = jnp.arange(tokens.shape[1])[None]
-    mask = causal_mask(jnp.ones(tokens.shape, bool))
-    logits = Decoder(config).apply({"params": params}, tokens, positions, mask)
+    logits = Decoder(config).apply({"params": params}, tokens, positions)
     logprob = jax.nn.log_softmax(logits[0, :-1])
     return float(jnp.exp(-jnp.mean(jnp.take_along_axis(logprob, tokens[0, 1:, None], -1))))
 

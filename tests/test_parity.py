@@ -15,7 +15,7 @@ from test_checkpoints import ALICE
 from test_settings import make_encoder
 
 from icljax import checkpoints, prompts, settings
-from icljax.model import Decoder, DecoderConfig, Params, causal_mask
+from icljax.model import Decoder, DecoderConfig, Params
 
 with warnings.catch_warnings():  # what importing them warns of is none of our business
     warnings.simplefilter("ignore")
@@ -175,17 +175,16 @@ def llama_parts(peer, attention, outputs):
 # ---- Forward passes ----------------------------------------------------------------------------
 
 
-def our_logits(pair, tokens, valid):
+def our_logits(pair, tokens):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    mask = causal_mask(jnp.asarray(valid))
-    return pair.model.apply({"params": pair.params}, jnp.asarray(tokens), positions, mask)
+    return pair.model.apply({"params": pair.params}, jnp.asarray(tokens), positions)
 
 
 def test_logits(pair):
     tokens = tokens_of(3, 40)
     with torch.no_grad():
         expected = pair.peer(torch.from_numpy(tokens.astype(np.int64))).logits
-    close(pair, "logits", our_logits(pair, tokens, np.ones((3, 40), bool)), expected, 1e-4)
+    close(pair, "logits", our_logits(pair, tokens), expected, 1e-4)
 
 
 def test_logits_with_padding(pair):
@@ -196,7 +195,7 @@ def test_logits_with_padding(pair):
             torch.from_numpy(tokens.astype(np.int64)),
             attention_mask=torch.from_numpy(valid.astype(np.int64)),
         ).logits.numpy()
-    got = np.asarray(our_logits(pair, tokens, valid))
+    got = np.asarray(our_logits(pair, tokens))
     assert np.isfinite(got).all()
     close(pair, "logits, padded", got[valid], expected[valid], 1e-4)
 
@@ -204,8 +203,7 @@ def test_logits_with_padding(pair):
 def test_record_at_one_position_per_row(pair):
     tokens, at = tokens_of(3, 24), np.array([[23], [11], [0]], np.int32)
     positions = np.broadcast_to(np.arange(24, dtype=np.int32), (3, 24))
-    mask = causal_mask(jnp.ones((3, 24), bool))
-    record = settings.forward(pair.model, pair.params, tokens, positions, mask, None, at).record
+    record = settings.forward(pair.model, pair.params, tokens, positions, None, None, at).record
     seen = [look(pair.peer, row) for row in tokens]
     last = list(zip(seen, at[:, 0], strict=True))
     attn_out = np.stack([s.attn_out[:, i] for s, i in last], 1)
@@ -334,7 +332,7 @@ def test_smollm2():
     tokens = np.int32([checkpoint.bos, *checkpoint.tokenizer.encode(ALICE).ids])
     with torch.no_grad():
         expected = peer(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].numpy()
-    got = our_logits(pair, tokens[None], np.ones((1, len(tokens)), bool))[0]
+    got = our_logits(pair, tokens[None])[0]
     close(pair, "logits", got, expected, 1e-3)
     ours, theirs = (np.exp(nll_of(x, tokens)) for x in (got, expected))
     print(f"perplexity of {len(tokens) - 1} tokens: ours {ours:.5f}, transformers {theirs:.5f}")

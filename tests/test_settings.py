@@ -10,8 +10,8 @@ import optax
 import pytest
 from conftest import make_tokenizer
 
-from icljax import prompts, settings
-from icljax.model import Decoder, DecoderConfig, causal_mask, init_params
+from icljax import mixing, prompts, settings
+from icljax.model import Decoder, DecoderConfig, init_params
 from icljax.tasks import Task
 
 LLAMA = DecoderConfig(
@@ -35,7 +35,24 @@ GPT2 = dataclasses.replace(
     mlp_bias=True,
 )
 UNTIED = dataclasses.replace(LLAMA, tied=False, head_width=16)
-CONFIGS = pytest.mark.parametrize("config", [LLAMA, GPT2, UNTIED], ids=["llama", "gpt2", "untied"])
+
+
+def with_attention(kind, **given):
+    """LLAMA with the attention that a config asks for."""
+    return dataclasses.replace(LLAMA, attention=mixing.parse_kinds({"kind": kind, **given}))
+
+
+KINDS = {
+    "momentum": with_attention("momentum", ema=0.8, learn=("ema",)),
+    "normalized": with_attention("linear", feature_map="elu+1", normalize=True),
+    "delta": with_attention("delta_momentum+momentum", beta=0.7, learn=("eta", "beta")),
+    "mixed": with_attention("retention,momentum,delta", ema_normalized=True),
+}
+CONFIGS = pytest.mark.parametrize(
+    "config",
+    [LLAMA, GPT2, UNTIED, *KINDS.values()],
+    ids=["llama", "gpt2", "untied", *KINDS],
+)
 
 
 @functools.cache
@@ -56,8 +73,7 @@ def random_tokens(*shape, seed=0):
 def whole_pass(model, params, tokens):
     """One sequence [S] in one pass, nothing cached or packed: logits [S, V], record of all."""
     index = jnp.arange(len(tokens))[None]
-    mask = causal_mask(jnp.ones((1, len(tokens)), bool))
-    out = settings.forward(model, params, tokens[None], index, mask, None, index)
+    out = settings.forward(model, params, tokens[None], index, None, None, index)
     return settings.unembed(model, params, out.hidden)[0], out.record
 
 
@@ -89,13 +105,7 @@ def test_causal_by_gradients(config):
     def output(embedding, position):
         changed = {**params, "embed": {"embedding": embedding}}
         return jnp.sum(
-            settings.forward(
-                model,
-                changed,
-                tokens[None],
-                jnp.arange(6)[None],
-                causal_mask(jnp.ones((1, 6), bool)),
-            ).hidden[0, position]
+            settings.forward(model, changed, tokens[None], jnp.arange(6)[None]).hidden[0, position]
             ** 2
         )
 
@@ -114,9 +124,7 @@ def test_state_equals_recomputing(config):
     assert int(state.length) == 18
     rest = jnp.asarray(tokens[18:])[None]
     positions = 18 + jnp.arange(12)[None]
-    out = settings.forward(
-        model, params, rest, positions, causal_mask(jnp.ones((1, 12), bool)), state
-    )
+    out = settings.forward(model, params, rest, positions, None, state)
     logits = settings.unembed(model, params, out.hidden)[0]
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
@@ -265,3 +273,35 @@ def test_bfloat16_compute_stays_close():
     exact, rounded = (plain_logits(m, params, tokens) for m in (model, half))
     assert rounded.dtype == jnp.float32
     np.testing.assert_allclose(rounded, exact, atol=0.05 * float(jnp.abs(exact).max()))
+
+
+@pytest.mark.parametrize("config", [LLAMA, KINDS["mixed"]], ids=["llama", "mixed"])
+def test_a_prompt_in_two_parts_leaves_the_state_of_the_whole(config):
+    model, params = model_and_params(config)
+    tokens = jnp.asarray(random_tokens(30))
+    whole = encode(model, params, tokens, jnp.ones(30, bool))
+    first = encode(model, params, jnp.pad(tokens[:13], (0, 3)), jnp.arange(16) < 13)
+    both = encode(model, params, tokens[13:], jnp.ones(17, bool), first)
+    valid = np.asarray(both.valid)
+    assert int(both.length) == 30
+    np.testing.assert_allclose(both.keys[:, valid], whole.keys, atol=1e-5)
+    np.testing.assert_allclose(both.values[:, valid], whole.values, atol=1e-5)
+    for got, expected in zip(
+        jax.tree.leaves(both.memory), jax.tree.leaves(whole.memory), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_linear_attention_leaves_its_weight_update():
+    """The state is dW_ICL = sum_i v_i k_i^T, and keys and values play no part in reading it."""
+    model, params = model_and_params(with_attention("linear"))
+    state = encode(model, params, jnp.asarray(random_tokens(12)), jnp.ones(12, bool))
+    expected = jnp.einsum("LTGV,LTGK->LGVK", state.values, state.keys)
+    np.testing.assert_allclose(state.memory.s, expected, rtol=1e-5, atol=1e-5)
+    tokens = jnp.asarray(random_tokens(7, seed=2))[None]
+    positions = 12 + jnp.arange(7)[None]
+    nothing = state._replace(keys=0 * state.keys, values=0 * state.values)
+    out, same = (
+        settings.forward(model, params, tokens, positions, None, s).hidden for s in (state, nothing)
+    )
+    np.testing.assert_array_equal(out, same)

@@ -1,0 +1,73 @@
+"""Where parameters and batches live on a mesh of devices: rules as data."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from icljax.errors import UserError
+
+# The first pattern found in a leaf's path says how its axes are split; the rest are replicated.
+# Leaves of layers lead with the layer axis; the optimizer's copies have the same paths.
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"(query|key|value)'\]\['kernel", PartitionSpec(None, None, "model", None)),
+    (r"(query|key|value)'\]\['bias", PartitionSpec(None, "model", None)),
+    (r"output'\]\['kernel", PartitionSpec(None, "model", None, None)),
+    (r"(up|gate)'\]\['kernel", PartitionSpec(None, None, "model")),
+    (r"(up|gate)'\]\['bias", PartitionSpec(None, "model")),
+    (r"down'\]\['kernel", PartitionSpec(None, "model", None)),
+    (r"'embed'\]\['embedding", PartitionSpec("model", None)),
+    (r"unembed'\]\['kernel", PartitionSpec(None, "model")),
+)
+
+
+def make_mesh(data: int, model: int, devices: list[Any] | None = None) -> Mesh:
+    """A mesh with axes data and model; -1 takes all devices that are left.
+
+    Raises:
+        UserError: when the axes do not use the devices up.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    sizes = {"data": data, "model": model}
+    for axis, other in (("data", "model"), ("model", "data")):
+        if sizes[axis] == -1:
+            sizes[axis] = count // max(1, abs(sizes[other]))
+    if min(sizes.values()) < 1 or sizes["data"] * sizes["model"] > count:
+        raise UserError(
+            f"mesh of data={data} by model={model} does not fit {count} devices; expected sizes "
+            "whose product is at most that, or -1: --config.mesh.data=... --config.mesh.model=..."
+        )
+    used = np.asarray(devices[: sizes["data"] * sizes["model"]])
+    shape = (sizes["data"], sizes["model"])
+    return Mesh(used.reshape(shape), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """The sharding of each leaf (arrays or shapes) by `RULES`.
+
+    Raises:
+        UserError: where an axis does not divide evenly.
+    """
+
+    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path)
+        found = (spec for pattern, spec in RULES if re.search(pattern, name))
+        spec = next(found, PartitionSpec()) if leaf.ndim else PartitionSpec()
+        for size, axis in zip(leaf.shape, spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f"{name} of shape {leaf.shape} cannot be split over mesh.{axis}="
+                    f"{mesh.shape[axis]}: {size} does not divide evenly; give a smaller "
+                    f"--config.mesh.{axis}"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def batch_sharding(mesh: Mesh, rank: int, axis: int) -> NamedSharding:
+    """Axis `axis` of a batch over the data axis of the mesh."""
+    return NamedSharding(mesh, PartitionSpec(*("data" if i == axis else None for i in range(rank))))
