@@ -133,39 +133,40 @@ def _update_similarity(
 ) -> dict[str, jax.Array]:
     """dW_ICL against dW_FT and their sizes beside W_ZSL; each [N, L, G].
 
-    W_ZSL = sum_j v_j k_j^T over the query's own tokens, and dW_FT is what finetuning adds to it.
-    Both have few tokens, so only their factors are formed: dW_FT = [v' - v, v] [k', k' - k]^T,
-    which loses nothing where v' - v is small.
+    W_ZSL = sum_j v_j k_j^T over the query's own tokens, and dW_FT is what finetuning adds to it:
+    sum_j (v'_j - v_j) k'_j^T + v_j (k'_j - k_j)^T, which loses nothing where v' - v is small.
+    One layer at a time, since [N, V, K] matrices of all layers would fill the memory.
     """
-    batch = zsl.keys.shape[1]
-    mask = query_mask.reshape(batch, -1, query_mask.shape[-1]).astype(jnp.float32)
-    k, v, k_ft, v_ft = (x.astype(jnp.float32) for x in (zsl.keys, zsl.values, ft.keys, ft.values))
-    left = jnp.stack([v_ft - v, v], 3)
-    right = jnp.stack([k_ft, k_ft - k], 3)
-    size_ft = jnp.sqrt(_summed_gram(left, right, mask))
-    size_zsl = jnp.sqrt(_summed_gram(v[:, :, :, None], k[:, :, :, None], mask))
+    mask = query_mask.reshape(zsl.keys.shape[1], -1, query_mask.shape[-1]).astype(jnp.float32)
 
-    def cosine(other: jax.Array) -> jax.Array:
-        moved = jnp.einsum("LGVK,LBSPGK->LBSPGV", other, right)
-        inner = jnp.einsum("LBSPGV,LBSPGV,BAS->BALG", left, moved, mask)
-        size = jnp.sqrt(jnp.sum(other**2, (-1, -2)))
-        return inner / jnp.maximum(size_ft * size[None, None], _TINY)
+    def summed(values: jax.Array, keys: jax.Array) -> jax.Array:
+        own = jnp.einsum("BAS,BSGV->BAGVS", mask, values)
+        return jnp.einsum("BAGVS,BSGK->BAGVK", own, keys)
 
-    size_icl = jnp.sqrt(jnp.sum(update**2, (-1, -2)))[None, None]
-    out = {
-        "sim_update": cosine(update),
-        "sim_update_random": cosine(jax.random.normal(key, update.shape)),
-        "update_share_icl": size_icl / jnp.maximum(size_icl + size_zsl, _TINY),
-        "update_share_ft": size_ft / jnp.maximum(size_ft + size_zsl, _TINY),
-    }
-    return {name: x.reshape(-1, *x.shape[2:]) for name, x in out.items()}
+    def layer(inputs: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
+        k, v, k_ft, v_ft, icl, random = (x.astype(jnp.float32) for x in inputs)
+        change = summed(v_ft - v, k_ft) + summed(v, k_ft - k)
+        size_ft, size_zsl, size_icl = (_size(x) for x in (change, summed(v, k), icl[None, None]))
+
+        def cosine(other: jax.Array) -> jax.Array:
+            inner = jnp.einsum("BAGVK,GVK->BAG", change, other)
+            return inner / jnp.maximum(size_ft * _size(other)[None, None], _TINY)
+
+        return {
+            "sim_update": cosine(icl),
+            "sim_update_random": cosine(random),
+            "update_share_icl": size_icl / jnp.maximum(size_icl + size_zsl, _TINY),
+            "update_share_ft": size_ft / jnp.maximum(size_ft + size_zsl, _TINY),
+        }
+
+    random = jax.random.normal(key, update.shape)
+    out = jax.lax.map(layer, (zsl.keys, zsl.values, ft.keys, ft.values, update, random))
+    return {n: jnp.moveaxis(x, 0, 2).reshape(-1, x.shape[0], x.shape[3]) for n, x in out.items()}
 
 
-def _summed_gram(left: jax.Array, right: jax.Array, mask: jax.Array) -> jax.Array:
-    """|sum_s left_s right_s^T|^2 of each slot's tokens, from [L, B, S, P, G, .]: [B, A, L, G]."""
-    grams = (jnp.einsum("LBSPGK,LBTQGK->LBGSPTQ", x, x) for x in (left, right))
-    both = jnp.sum(next(grams) * next(grams), (4, 6))
-    return jnp.maximum(jnp.einsum("BAS,LBGST,BAT->BALG", mask, both, mask), 0)
+def _size(matrix: jax.Array) -> jax.Array:
+    """Frobenius norm over the last two axes."""
+    return jnp.sqrt(jnp.sum(matrix**2, (-1, -2)))
 
 
 def icl_weights(scores_state: jax.Array, training: TrainingTokens) -> jax.Array:

@@ -17,7 +17,7 @@ from icljax import data, workdir
 from icljax.errors import UserError
 
 END = "<|endoftext|>"  # before each document, and after the last; BOS and EOS of the model
-_STREAMS, _TOKENIZER, _ABOUT = "tokens.npz", "tokenizer.json", "corpus.json"
+_TOKENIZER, _ABOUT = "tokenizer.json", "corpus.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,8 @@ def load(
             "validation": _stream(validation, tokenizer, end),
         }
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez(folder / _STREAMS, allow_pickle=False, **streams)
+        for name, stream in streams.items():
+            np.save(folder / f"{name}.npy", stream)
         tokenizer.save(str(folder / _TOKENIZER))
         digest = hashlib.sha256()
         for name in sorted(streams):
@@ -84,8 +85,8 @@ def load(
             "fingerprint": digest.hexdigest(),
         }
         workdir.write_atomically(about, json.dumps(described, indent=1).encode())
-    with np.load(folder / _STREAMS) as arrays:
-        streams = {name: arrays[name].astype(np.int32) for name in arrays}
+    # Not read into memory: a batch takes what it needs from the file.
+    streams = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("train", "validation")}
     tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
     end = tokenizer.encode(END, add_special_tokens=False).ids[0]
     return Corpus(streams["train"], streams["validation"], tokenizer, end, _read(about))

@@ -4,6 +4,7 @@ Shape glossary: R seeds, L layers (of the lists inside results.json).
 """
 
 import io
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -144,8 +145,47 @@ def _draw_similarity(results: Results) -> "Figure | None":
 
 
 def _draw_more_similarity(results: Results) -> "Figure | None":
-    names = ("sim_aou_unnormalized", "kendall_example", "recall_tokens", "recall_examples")
+    names = ("sim_aou_unnormalized", "sim_update", "kendall_example", "recall_tokens")
     return _layer_grid(results, names)
+
+
+def _draw_update(results: Results) -> "Figure | None":
+    """dW_ICL against dW_FT: the cosine of every head, and how large both are."""
+    if "update_share" not in results:
+        return None
+    heads = _floats(results["sim_update"]["per_layer_head"])
+    figure = new_figure(9, 3.6)
+    left, right = figure.subplots(1, 2)
+    size = max(0.05, float(np.nanmax(np.abs(heads))))
+    image = left.imshow(heads.T, cmap="RdBu_r", vmin=-size, vmax=size, aspect="auto")
+    left.set_xticks(*_every(len(heads)))
+    left.set_yticks(*_every(heads.shape[1]))
+    left.set_ylabel("Key/value head")
+    left.set_title("Cosine of dW_ICL and dW_FT")
+    left.grid(False)
+    figure.colorbar(image, ax=left)
+    for setting in ("icl", "ft"):
+        label = f"dW_{SETTINGS[setting]}"
+        _plot_layers(
+            right,
+            results["update_share"][setting],
+            label=label,
+            color=COLORS[setting],
+            linewidth=1.8,
+        )
+    right.set_title("Share of the norm, beside W_ZSL")
+    right.set_ylim(0, 1)
+    right.legend()
+    for ax in (left, right):
+        ax.set_xlabel("Layer (1: next to the input)")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def _every(count: int) -> tuple[list[int], list[int]]:
+    """Tick places from 0 and their numbers from 1, at most about ten."""
+    places = list(range(0, count, max(1, math.ceil(count / 10))))
+    return places, [place + 1 for place in places]
 
 
 def _layer_grid(results: Results, names: Sequence[str]) -> "Figure | None":
@@ -310,6 +350,7 @@ _FIGURES: dict[str, Callable[[Results], "Figure | None"]] = {
     "accuracy.png": _draw_accuracy,
     "similarity.png": _draw_similarity,
     "more_similarity.png": _draw_more_similarity,
+    "update.png": _draw_update,
     "agreement.png": _draw_agreement,
     "selection.png": _draw_selection,
 }

@@ -228,28 +228,35 @@ def draw_curves(results: Results) -> "Figure | None":
 
 
 def draw_eta(results: Results) -> "Figure | None":
-    """Perplexity against a fixed eta of EMA(V); the first variant and learned ones as lines."""
+    """Paired difference in perplexity against eta of EMA(V), fixed or as it was learned."""
     main = list(next(iter(results["perplexity"].values())))[-1]
-    cells = {v: rows[main] for v, rows in results["perplexity"].items()}
-    fixed = {v: float(v.split("ema=")[1].split()[0]) for v in cells if " ema=" in v}
-    fixed = {v: eta for v, eta in fixed.items() if "learn=" not in v}
-    if not fixed:
+    rows = {v: r[main]["difference"] for v, r in results["perplexity"].items() if "ema=" in v}
+    learned = {
+        v: float(np.mean([r["ema"] for r in each]))
+        for v, each in results["learned"].items()
+        if "ema" in each[0] and v in results["perplexity"] and v != results["reference"]
+    }
+    fixed = {v: float(v.split(" ema=")[1].split()[0]) for v in rows if v not in learned}
+    if not fixed and not learned:
         return None
     figure = figures.new_figure(7, 4)
     ax = figure.subplots()
-    order = sorted(fixed, key=fixed.__getitem__)
-    etas, means = [fixed[v] for v in order], [cells[v]["mean"] for v in order]
-    ax.plot(etas, means, color=COLORS[1], marker="o", label="fixed eta, mean over seeds")
-    for v in order:
-        ax.scatter(
-            [fixed[v]] * len(cells[v]["per_seed"]), cells[v]["per_seed"], 14, color=COLORS[1]
-        )
-    others = [v for v in cells if v not in fixed]
-    for color, v in zip(("#333333", "#CC4778", "#009E73", "#D55E00"), others, strict=False):
-        ax.axhline(cells[v]["mean"], color=color, linestyle="--", label=v)
+    ax.axhline(0, color=COLORS[0], linewidth=1.2, label=results["reference"])
+    for color, marker, label, etas in (
+        (COLORS[1], "o", "fixed eta", fixed),
+        (COLORS[3], "D", "learned eta, at its mean", learned),
+    ):
+        for v, eta in etas.items():
+            change = results["perplexity"][v][main]["difference"]
+            low, high = change["interval"] or [change["mean"]] * 2
+            ax.plot([eta, eta], [low, high], color=color, linewidth=2)
+            ax.plot(eta, change["mean"], color=color, marker=marker, linestyle="", label=label)
+            ax.scatter([eta] * len(change["per_seed"]), change["per_seed"], 14, color=color)
+            label = "_"  # one entry in the legend
     ax.set_xlim(0, 1)
     ax.set_xlabel("eta of EMA(V)")
-    ax.set_ylabel(f"Perplexity, {main}")
+    ax.set_ylabel(f"Perplexity on {main}, minus {results['reference']}")
+    ax.set_title("Difference, with 95 % interval over seeds (dots)")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 

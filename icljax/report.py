@@ -120,6 +120,7 @@ def markdown(results: Results, figures: Iterable[str]) -> str:
         _similarity_section(results),
         _image("similarity.png", "SimAOU, SimAM, Kendall and SimAM-delta of each layer", figures),
         _image("more_similarity.png", "Further similarities of each layer", figures),
+        _image("update.png", "dW_ICL and dW_FT: cosine of each head, share of the norm", figures),
         _selection_section(results),
         _image("selection.png", "Selection accuracy and loss against learning rate", figures),
         _setup_section(results),
@@ -160,7 +161,9 @@ def _title(results: Results) -> str:
 
 def _model_text(results: Results) -> str:
     model = results["model"]
-    return f"{model['name']}, {CONTROLS.get(model['weights'], model['weights'] + ' model')}"
+    weights = CONTROLS.get(model["weights"], model["weights"] + " model")
+    attention = model.get("attention", "")
+    return f"{model['name']}, {weights}" + (f", attention {attention}" if attention else "")
 
 
 def _demonstrations_text(demonstrations: Results) -> str:
@@ -178,7 +181,7 @@ def _headline(results: Results) -> str:
         for s, label in SETTINGS.items()
     ]
     rows.append(["Rec2FTP", rec2ftp_text(results["rec2ftp"]), "both counts", ""])
-    for name in ("sim_aou", "sim_am", "sim_am_delta", "kendall"):
+    for name in ("sim_aou", "sim_am", "sim_am_delta", "kendall", "sim_update"):
         if name in results:
             others = compared_with(results, name)
             beside = "<br>".join(f"{k} {_with_interval(v)}" for k, v in others.items())

@@ -81,6 +81,7 @@ def summarize(
         "model": {
             "name": config.model,
             "weights": config.weights,
+            "attention": config.attention.kind,  # empty: the checkpoint's own
             "fingerprint": checkpoints.fingerprint(checkpoint.folder),
         },
         **provenance(config),
