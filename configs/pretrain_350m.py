@@ -1,6 +1,6 @@
-"""The paper's 350M set-up, as far as it is stated, on all devices that there are.
+r"""The paper's 350M set-up, as far as it is stated, on all devices that there are.
 
-    python -m icljax.main --config=configs/pretrain_350m.py --workdir=DIR \\
+    python -m icljax.main --config=configs/pretrain_350m.py --workdir=DIR \
         --config.text.source=text:CORPUS
 
 The corpus and eta are not stated in the paper: give one, and the etas to compare in

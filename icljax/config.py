@@ -5,9 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from icljax import mixing
 from icljax.errors import UserError
-
 
 # What a config runs: a module with run, show and validate.
 EXPERIMENTS = {
@@ -108,6 +106,7 @@ def attention(kind: str = "") -> ConfigDict:
     config.feature_map = ""  # "identity" or "elu+1"
     for name in ("normalize", "unit_keys", "ema_normalized"):
         config[name] = config_dict.placeholder(bool)
+    config.implementation = "auto"  # of the linear kinds' chunked form: icljax/kernels.py
     return config
 
 
@@ -119,7 +118,11 @@ def validate(config: ConfigDict) -> None:
     """
     if len(config.answers) == 1 and "," in config.answers[0]:
         config.answers = tuple(a.strip() for a in config.answers[0].split(","))
+    from icljax import kernels, mixing  # with JAX, which a mistake in the flags should not cost
+
     mixing.parse_kinds(config.attention)
+    known = kernels.IMPLEMENTATIONS
+    require(config, "attention.implementation", known.__contains__, f"one of {', '.join(known)}")
     for key, choices in _CHOICES.items():
         require(config, key, choices.__contains__, f"one of {', '.join(choices)}")
     for key in _POSITIVE:

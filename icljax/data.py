@@ -126,10 +126,13 @@ class Rows(NamedTuple):
     first: int = 0
 
     def where(self, i: int) -> str:
+        """What row i is called in an error."""
         return f"{self.place}{self.indices[i] + self.first}"
 
 
 class Source(NamedTuple):
+    """An opened source: its splits, how to read one, and what is unusual about it."""
+
     splits: tuple[str, ...]
     read: Callable[[str], Rows]
     notes: tuple[str, ...] = ()
@@ -240,6 +243,11 @@ def _absent(split: Split, task: Task) -> list[str]:
 
 
 def open_source(source: str) -> Source:
+    """Opens "package:...", "tfds:..." or "jsonl:..."; what is not there yet is fetched.
+
+    Raises:
+      UserError: for another source, or one that cannot be had.
+    """
     kind, _, name = source.partition(":")
     kinds = {"package": _open_package, "tfds": _open_tfds, "jsonl": _open_jsonl}
     if kind not in kinds or not name:

@@ -47,7 +47,10 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
         with stages.stage("weights", "weights", 1):
             kinds = mixing.parse_kinds(config.attention) or checkpoint.config.attention
             decoder = dataclasses.replace(
-                checkpoint.config, dtype=compute_dtype(config), attention=kinds
+                checkpoint.config,
+                dtype=compute_dtype(config),
+                attention=kinds,
+                implementation=config.attention.implementation,
             )
             params = checkpoints.load_params(checkpoint.folder, decoder)
             params = controls.reinitialize(params, decoder, config.weights, config.metrics.seed)

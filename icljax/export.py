@@ -31,8 +31,8 @@ def save(
     hf = {"bos_token_id": bos, "eos_token_id": eos} | (_llama(config) if llama else _gpt2(config))
     if config.attention != (Kind(),):
         hf[ATTENTION_KEY] = [dataclasses.asdict(kind) for kind in config.attention]
-    same = {"dtype": config.dtype, "remat": config.remat}
-    if dataclasses.replace(decoder_config(hf, folder), **same) != config:  # type: ignore[arg-type]
+    same = {name: getattr(config, name) for name in ("dtype", "remat", "implementation")}
+    if dataclasses.replace(decoder_config(hf, folder), **same) != config:
         raise UserError(f"{folder}: only Llama-type and GPT-2 decoders can be written: {config}")
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
     tensors = (_llama_tensors if llama else _gpt2_tensors)(params)

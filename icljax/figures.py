@@ -115,7 +115,7 @@ def _draw_accuracy(results: Results) -> "Figure | None":
         ax.tick_params(axis="x", length=0)
     axes[0].set_ylabel("Accuracy, %")
     axes[0].set_ylim(0, 100)
-    _shared_legend(figure, axes, 3)
+    shared_legend(figure, axes, 3)
     return figure
 
 
@@ -131,7 +131,7 @@ def _accuracy_bar(ax: "Axes", x: int, setting: str, share: Results) -> None:
     ax.text(x, 2.5, percent(mean), ha="center", color=color, weight="bold", fontsize=11)
 
 
-def _shared_legend(figure: "Figure", axes: Iterable["Axes"], columns: int) -> None:
+def shared_legend(figure: "Figure", axes: Iterable["Axes"], columns: int) -> None:
     """One legend under all panels, each label once."""
     handles: dict[str, Any] = {}
     for ax in axes:
@@ -202,7 +202,7 @@ def _layer_grid(results: Results, names: Sequence[str]) -> "Figure | None":
     for ax in axes[-2:]:
         ax.set_xlabel("Layer (1: next to the input)")
         ax.xaxis.get_major_locator().set_params(integer=True)
-    _shared_legend(figure, axes, 3)
+    shared_legend(figure, axes, 3)
     return figure
 
 
@@ -319,7 +319,7 @@ def _draw_selection(results: Results) -> "Figure | None":
     axes[0].set_ylabel("Accuracy, %")
     axes[1].set_title("Training loss, mean over the steps")
     axes[1].set_ylabel("Loss, nats per token")
-    _shared_legend(figure, axes, 3)
+    shared_legend(figure, axes, 3)
     return figure
 
 
@@ -354,6 +354,3 @@ _FIGURES: dict[str, Callable[[Results], "Figure | None"]] = {
     "agreement.png": _draw_agreement,
     "selection.png": _draw_selection,
 }
-
-
-_figure, _png = new_figure, png  # TEMPORARY until the other reports use the public names

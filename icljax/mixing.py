@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from icljax import attention
+from icljax import attention, kernels
 from icljax.attention import KINDS, Kind, Memory, Rates
 from icljax.errors import UserError
 
@@ -62,7 +62,8 @@ def parse_kinds(config: Mapping[str, Any]) -> tuple[Kind, ...] | None:
     """
     if not config["kind"]:
         return None
-    given = {k: v for k, v in config.items() if k != "kind" and v not in (None, "", ())}
+    fields = {f.name for f in dataclasses.fields(Kind)}
+    given = {k: v for k, v in config.items() if k in fields and v not in (None, "", ())}
     return tuple(_override(_named(name.strip()), given) for name in config["kind"].split(","))
 
 
@@ -189,6 +190,7 @@ def mix(
     learned: Mapping[str, jax.Array],
     past: Past,
     prefix: Prefix | None,
+    implementation: str = "auto",
 ) -> tuple[jax.Array, Memory | None]:
     """One layer's attention; the layer's kind is `kinds[which]`.
 
@@ -196,6 +198,7 @@ def mix(
         which: int []. Layers of one scan may differ in it.
         q: [B, S, G, J, K], scaled; k, v: [B, S, G, K]. Rotated, where the model rotates.
         learned: of `LEARNABLE`, those that are parameters: [G], beta [B, S, G].
+        implementation: of the linear family's chunked form, as in `kernels.chunked`.
 
     Returns:
         (out [B, S, G, J, K] in q's dtype, Memory with a leading B axis; None where no kind leaves
@@ -209,7 +212,7 @@ def mix(
             memory = empty_memory(kinds, k.shape[2], k.shape[3], dtype)
 
     def branch(kind: Kind) -> Any:
-        return lambda: _mix_one(kind, q, k, v, learned, past, prefix, memory)
+        return lambda: _mix_one(kind, q, k, v, learned, past, prefix, memory, implementation)
 
     distinct = list(dict.fromkeys(kinds))
     if len(distinct) == 1:
@@ -227,6 +230,7 @@ def _mix_one(
     past: Past,
     prefix: Prefix | None,
     memory: Memory | None,
+    implementation: str,
 ) -> tuple[jax.Array, Memory | None]:
     rates = _rates(kind, learned, *k.shape[:3])
     after = memory
@@ -235,7 +239,7 @@ def _mix_one(
     if kind.base == "softmax" or memory is None:
         out = softmax_attention(q, k, v, past.visible, prefix)
     else:
-        out, written = _linear(kind, q, k, v, rates, past, memory)
+        out, written = _linear(kind, q, k, v, rates, past, memory, implementation)
         if after is not None and written is not None:
             after = after._replace(s=written.s, m=written.m)
     if kind.ema and memory is not None:
@@ -267,6 +271,7 @@ def _linear(
     rates: Rates,
     past: Past,
     memory: Memory,
+    implementation: str,
 ) -> tuple[jax.Array, Memory | None]:
     """The linear family: features, normaliser, and the form that the visibility allows."""
     features = FEATURE_MAPS[kind.feature_map]
@@ -278,7 +283,9 @@ def _linear(
         v = jnp.pad(v, ((0, 0),) * 3 + ((0, 1),), constant_values=float(kind.normalize))
     after = None
     if past.visible is None:
-        out, after = attention.chunked(kind, mapped, k, v, rates, past.valid, memory)
+        out, after = kernels.chunked(
+            kind, mapped, k, v, rates, past.valid, memory, implementation=implementation
+        )
     else:
         out = attention.parallel(kind, mapped, k, v, rates, past.steps, past.visible, memory)
     if kind.normalize:

@@ -36,6 +36,7 @@ class DecoderConfig:
         positions: "rotary" or "learned".
         mlp: "swiglu", or "gelu" (the tanh form, GPT-2's `gelu_new`).
         attention: how tokens are mixed, layer by layer; repeated over the layers.
+        implementation: of the linear family's chunked form, as in `kernels.chunked`.
         tied: the embedding is the output projection too.
         dtype: compute type of matrix products; softmax, norms and log-probabilities are float32.
         remat: recompute a layer in the backward pass instead of keeping its intermediates.
@@ -55,6 +56,7 @@ class DecoderConfig:
     rope_theta: float = 10_000.0
     mlp: str = "swiglu"
     attention: tuple[Kind, ...] = (Kind(),)
+    implementation: str = "auto"
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -187,7 +189,8 @@ class Attention(nn.Module):
         if c.positions == "rotary":
             q, k = rotate(q, positions, c.rope_theta), rotate(k, positions, c.rope_theta)
         q = q.reshape(batch, length, groups, c.num_heads // groups, c.head_width)
-        mixed, memory = mix(c.attention, which, q, k, v, self._learned(x), past, prefix)
+        learned = self._learned(x)
+        mixed, memory = mix(c.attention, which, q, k, v, learned, past, prefix, c.implementation)
         out = nn.DenseGeneral(
             c.width, axis=(-2, -1), use_bias=c.output_bias, dtype=c.dtype, name="output"
         )(mixed.reshape(batch, length, c.num_heads, c.head_width))
@@ -242,12 +245,14 @@ class Mlp(nn.Module):
         def dense(features: int, name: str) -> nn.Dense:
             return nn.Dense(features, use_bias=c.mlp_bias, dtype=c.dtype, name=name)
 
+        shape = x.shape
+        x = x.reshape(-1, shape[-1])  # XLA:CPU's weight gradients are faster with one token axis
         hidden = dense(c.mlp_width, "up")(x)
         if c.mlp == "swiglu":
             hidden = nn.silu(dense(c.mlp_width, "gate")(x)) * hidden
         else:
             hidden = nn.gelu(hidden, approximate=True)
-        return dense(c.width, "down")(hidden)
+        return dense(c.width, "down")(hidden).reshape(shape)
 
 
 def _norm(config: DecoderConfig, name: str) -> nn.Module:

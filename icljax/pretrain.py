@@ -76,11 +76,11 @@ def default() -> ConfigDict:
     config.model.remat = False  # recompute layers in the backward pass: less memory, slower
 
     config.train = ConfigDict()
-    config.train.steps = 300
+    config.train.steps = 200
     config.train.batch = 8  # sequences of a part
     config.train.accumulate = 1  # parts of a step
     config.train.learning_rate = 0.003
-    config.train.warmup_steps = 30
+    config.train.warmup_steps = 20
     config.train.decay_power = 1.0
     config.train.clip = 2.0
     config.train.adam_b1 = 0.9
@@ -90,7 +90,7 @@ def default() -> ConfigDict:
     config.train.checkpoint_every = 50  # steps; at most so many are done again after a kill
 
     config.eval = ConfigDict()
-    config.eval.tokens = 65_536  # of the train and of the validation part, for each perplexity
+    config.eval.tokens = 32_768  # of the train and of the validation part, for each perplexity
     config.eval.curve_points = 10  # validation loss on the way, on an eighth of them
 
     # In-context accuracy of the trained models: TASK=SOURCE, sources as in the main job.

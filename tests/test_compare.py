@@ -66,7 +66,7 @@ def test_the_same_update_has_cosine_one():
 
 
 def test_demonstration_update_stands_in_the_zero_shot_frame():
-    """A query q at position p of the long prompt sees v (k . q) as if keys stood `shift` earlier."""
+    """A query late in the long prompt sees what it would with keys `shift` tokens earlier."""
     rng = np.random.default_rng(3)
     raw = jnp.asarray(rng.standard_normal((L, 6, G, K)), jnp.float32)
     values = jnp.asarray(rng.standard_normal((L, 6, G, K)), jnp.float32)

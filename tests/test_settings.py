@@ -97,7 +97,7 @@ def make_encoder(answers=("good", "terrible")):
     return prompts.make_encoder(make_tokenizer(), task, "<bos>", "\n", {"<bos>": 0, "<eos>": 1})
 
 
-@CONFIGS
+@pytest.mark.parametrize("config", [LLAMA, GPT2, KINDS["mixed"]], ids=["llama", "gpt2", "mixed"])
 def test_causal_by_gradients(config):
     model, params = model_and_params(config)
     tokens = random_tokens(6)
@@ -129,8 +129,14 @@ def test_state_equals_recomputing(config):
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
-@CONFIGS
-@pytest.mark.parametrize("answers", [("good", "bad"), ("very good film", "bad", "a dull mess .")])
+@pytest.mark.parametrize(
+    ("config", "answers"),
+    [
+        (LLAMA, ("good", "bad")),
+        *((c, ("very good film", "bad", "a dull mess .")) for c in (LLAMA, GPT2, *KINDS.values())),
+    ],
+    ids=["llama-single", "llama", "gpt2", *KINDS],
+)
 def test_packed_queries_equal_single_passes(config, answers):
     model, params = model_and_params(config)
     encoder = make_encoder(answers)
@@ -156,7 +162,7 @@ def test_packed_queries_equal_single_passes(config, answers):
             )
 
 
-@CONFIGS
+@pytest.mark.parametrize("config", [LLAMA, GPT2, UNTIED, KINDS["mixed"]])
 def test_record_is_what_a_single_pass_shows(config):
     model, params = model_and_params(config)
     encoder = make_encoder()
