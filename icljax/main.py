@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 from rich.console import Console
 
@@ -30,6 +31,7 @@ def main(argv: Sequence[str]) -> None:
     # These take a second to import, which a mistake in the flags should not cost.
     from icljax import config, runtime
 
+    absl_logging.set_verbosity(absl_logging.WARNING)  # not every step of writing a checkpoint
     console = Console()
     experiment = import_module(config.experiment_module(_CONFIG.value))
     experiment.validate(_CONFIG.value)
@@ -55,8 +57,7 @@ def _one_line(error: BaseException) -> str:
 
 def run() -> None:
     """The console entry point: exit code 2 and one line for a user's mistake."""
-    for chatty in ("jax", "absl"):  # INFO: probing for a TPU, every step of a checkpoint
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("jax").setLevel(logging.WARNING)  # absl shows INFO: probing for a TPU
     # XLA:CPU warns on standard error that a cached program names more CPU features than it knows.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:

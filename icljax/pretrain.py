@@ -24,6 +24,7 @@ from icljax import (
     checkpoints,
     corpus,
     export,
+    metrics,
     mixing,
     pretrain_report,
     results,
@@ -370,22 +371,24 @@ def _measure(
 
 
 def _reader(config: ConfigDict, decoder: DecoderConfig, job: Job) -> Callable[[Params], Any]:
-    """A function from parameters to the accuracy of ZSL and of ICL (one a seed)."""
+    """A function from parameters to accuracies of ZSL and ICL, raw and batch-calibrated.
+
+    Each is a list, one number a draw of demonstrations.
+    """
     job_config = config_lib.default()
     programs = make_programs(decoder, job_config, job.encoder, job.demonstrations.train.shape[1])
 
-    def accuracy(score: Callable[..., jax.Array]) -> list[float]:
+    def accuracies(setting: str, score: Callable[..., jax.Array]) -> dict[str, list[float]]:
         logprob = read_all(score, job.evaluation, lambda: None)
-        return np.mean(logprob.argmax(-1) == job.labels, -1).tolist()
+        scores = {setting: logprob, f"{setting} calibrated": np.asarray(metrics.calibrate(logprob))}
+        return {n: np.mean(x.argmax(-1) == job.labels, -1).tolist() for n, x in scores.items()}
 
-    def read(params: Params) -> dict[str, Any]:
+    def read(params: Params) -> dict[str, list[float]]:
         params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), params)  # off the mesh
         states = encode_demonstrations(programs, params, job.demonstrations)
         leaves = jax.tree.map(lambda x: x[None], settings.key_value(params))
-        zsl = accuracy(functools.partial(programs.score, params, leaves))
-        return {
-            "zsl": zsl[0],
-            "icl": accuracy(functools.partial(programs.score_states, params, states)),
-        }
+        return accuracies("zsl", functools.partial(programs.score, params, leaves)) | accuracies(
+            "icl", functools.partial(programs.score_states, params, states)
+        )
 
     return read

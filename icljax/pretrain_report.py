@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Results = dict[str, Any]
 
+SETTINGS = ("zsl", "icl", "zsl calibrated", "icl calibrated")
+
 # Okabe and Ito's colours, the first for the variant that others are compared with.
 COLORS = ("#333333", "#0072B2", "#E69F00", "#CC4778", "#009E73", "#56B4E9", "#D55E00")
 
@@ -37,7 +39,7 @@ def summarize(config: ConfigDict, text: Corpus, runs: dict[str, list[Results]]) 
         "reference": next(iter(runs)),
         "perplexity": _compared(runs, list(first[0]["perplexity"]), _perplexity),
         "accuracy": {
-            task: _compared(runs, ["zsl", "icl"], lambda run, s, task=task: _accuracy(run, task, s))
+            task: _compared(runs, list(SETTINGS), lambda run, s, task=task: _accuracy(run, task, s))
             for task in first[0]["accuracy"]
         },
         "curves": {
@@ -122,7 +124,8 @@ def markdown(results: Results, drawn: list[str]) -> str:
         _figure("curves.png", "Validation loss in training, and its difference", drawn),
         _figure("eta.png", "Validation perplexity against eta", drawn),
         "## Accuracy, % (the paper's table 7)\n\n"
-        f"In-context accuracy by the main job's code; demonstrations that fit: {used}.",
+        "By the main job's code, averaged over draws of demonstrations (that fit: "
+        f"{used}). *Calibrated*: each answer's mean log-probability over the examples subtracted.",
         *(
             f"### {task}\n\n" + _markdown_table(rows, 1)
             for task, rows in results["accuracy"].items()
@@ -274,7 +277,7 @@ def show(results: Results, path: Path, console: Console) -> None:
     shown = [n for n in names if n.startswith("validation") or n == _longest(names, "train")]
     _show_table(console, "Perplexity", results["perplexity"], shown, 2)
     for task, rows in results["accuracy"].items():
-        _show_table(console, f"Accuracy on {task}, %", rows, ["zsl", "icl"], 1)
+        _show_table(console, f"Accuracy on {task}, %", rows, list(SETTINGS), 1)
     console.print("Difference from the first, 95 % interval over seeds, paired", style="italic")
     for line in conclusions(results):
         console.print(line.replace("`", "").replace("**", ""), markup=False, highlight=False)

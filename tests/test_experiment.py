@@ -259,3 +259,39 @@ def test_interrupted_job_starts_again(tiny_folder, reviews, tmp_path):
     config = tiny_config(tiny_folder, reviews, **{"controls.weights": ()})
     assert workdir.open_workdir(tmp_path / "job", config) is None
     assert run(config, tmp_path / "job")["task"] == "mr"
+
+
+def test_every_kind_of_attention_runs_through_the_same_code(done, tiny_folder, reviews, tmp_path):
+    """Layers of a linear kind with momentum, momentum attention and softmax, in one model."""
+    changes = {
+        "attention.kind": "delta_momentum,momentum,softmax",
+        "attention.ema": 0.3,
+        "controls.weights": (),
+    }
+    results = run(tiny_config(tiny_folder, reviews, **changes), tmp_path / "job")
+    assert "delta_momentum,momentum,softmax" in (tmp_path / "job/report.md").read_text()
+    assert np.shape(results["sim_update"]["per_layer_head"]) == (3, 2)
+    with np.load(done[1] / "examples.npz") as a, np.load(tmp_path / "job/examples.npz") as b:
+        for name in (*SIMILARITIES, *RANKS, "sim_update", "update_share_ft"):
+            assert np.isfinite(b[name]).all(), name
+            assert b[name].shape == a[name].shape
+        assert np.abs(a["logprob_zsl"] - b["logprob_zsl"]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("kind", "linaer", "linaer.*unknown; expected softmax, momentum"),
+        ("kind", "softmax+delta", "unknown"),
+        ("eta", 1.0, "eta is 1.0; expected at least 0 and below 1"),
+        ("feature_map", "relu", "identity or elu"),
+        ("normalize", True, "delta rule"),
+        ("implementation", "cuda", "one of auto, xla"),
+    ],
+)
+def test_attention_that_has_no_meaning_is_refused(field, value, match):
+    config = config_lib.default()
+    config.attention.kind = "delta"
+    config.attention[field] = value
+    with pytest.raises(UserError, match=match):
+        config_lib.validate(config)

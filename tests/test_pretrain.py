@@ -1,5 +1,6 @@
 """Training from scratch: data order, the optimizer, a mesh, a kill, and the whole comparison."""
 
+import dataclasses
 import io
 import json
 import os
@@ -147,6 +148,42 @@ def test_accumulated_parts_are_one_batch():
     np.testing.assert_allclose(states[1].losses, states[4].losses, rtol=1e-5)
     for a, b in zip(*(jax.tree.leaves(s.params) for s in states.values()), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_mixed_precision_trains_float32_parameters():
+    decoder = DecoderConfig(50, 1, 16, 24, 2, 2, 8, 32)
+    config = pretrain.default().train
+    config.steps, config.warmup_steps = 3, 0
+    tokens = np.random.default_rng(0).integers(0, 50, (1, 4, 17)).astype(np.int32)
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        cast = dataclasses.replace(decoder, dtype=dtype)
+        programs = train.make_programs(cast, config, sharding.make_mesh(1, 1), 1)
+        state = programs.init(jax.random.key(0))
+        for _ in range(3):
+            state = programs.step(state, tokens)
+        assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+        losses[dtype] = np.asarray(state.losses)
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.02)
+    assert not np.array_equal(losses["bfloat16"], losses["float32"])
+
+
+def test_corpus_from_rows(tmp_path):
+    (tmp_path / "rows").mkdir()
+    for split, count in (("train", 30), ("test", 4)):
+        lines = [json.dumps({"text": f"{split} {i} " + "bright film " * 20}) for i in range(count)]
+        (tmp_path / "rows" / f"{split}.jsonl").write_text("\n".join(lines))
+    made = corpus.load(f"jsonl:{tmp_path / 'rows'}", 300, None, tmp_path / "c", 0.1)
+    assert made.about["train_documents"] == 30
+    assert made.about["validation_documents"] == 4
+    text = made.tokenizer.decode(made.validation.tolist())
+    assert all(f"test {i} " in text for i in range(4))
+    assert "train" not in text
+    (tmp_path / "rows" / "train.jsonl").write_text('{"words": "x"}')
+    with pytest.raises(UserError, match="no field 'text' but words"):
+        corpus.load(f"jsonl:{tmp_path / 'rows'}", 300, None, tmp_path / "d", 0.1)
+    with pytest.raises(UserError, match="no file and no folder"):
+        corpus.load("text:/no/such", 300, None, tmp_path / "e", 0.1)
 
 
 def test_schedule_is_warm_up_then_polynomial_decay():

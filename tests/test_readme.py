@@ -10,9 +10,17 @@ from icljax import config as config_lib
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_python_example_prints_what_its_comments_say(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    exec(example, {})
+def examples() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def test_attention_example_prints_what_its_comment_says(capsys):
+    exec(examples()[0], {})
+    assert capsys.readouterr().out == "(1, 100, 2, 1, 16) (1, 2, 16, 16)\n"
+
+
+def test_metrics_example_prints_what_its_comments_say(capsys):
+    exec(examples()[1], {})
     similarity, shape, recalled = capsys.readouterr().out.splitlines()
     assert float(similarity) == pytest.approx(0.7, abs=0.05)
     assert shape == "(8,)"
