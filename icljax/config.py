@@ -106,7 +106,7 @@ def attention(kind: str = "") -> ConfigDict:
     config.feature_map = ""  # "identity" or "elu+1"
     for name in ("normalize", "unit_keys", "ema_normalized"):
         config[name] = config_dict.placeholder(bool)
-    config.implementation = "auto"  # of the linear kinds' chunked form: icljax/kernels.py
+    config.implementation = "auto"  # one of IMPLEMENTATIONS in icljax/mixing.py
     return config
 
 
@@ -118,10 +118,10 @@ def validate(config: ConfigDict) -> None:
     """
     if len(config.answers) == 1 and "," in config.answers[0]:
         config.answers = tuple(a.strip() for a in config.answers[0].split(","))
-    from icljax import kernels, mixing  # with JAX, which a mistake in the flags should not cost
+    from icljax import mixing  # with JAX, which a mistake in the flags should not cost
 
     mixing.parse_kinds(config.attention)
-    known = kernels.IMPLEMENTATIONS
+    known = mixing.IMPLEMENTATIONS
     require(config, "attention.implementation", known.__contains__, f"one of {', '.join(known)}")
     for key, choices in _CHOICES.items():
         require(config, key, choices.__contains__, f"one of {', '.join(choices)}")

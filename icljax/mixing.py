@@ -16,6 +16,8 @@ from icljax.errors import UserError
 
 FEATURE_MAPS = {"identity": lambda x: x, "elu+1": lambda x: jax.nn.elu(x) + 1}
 LEARNABLE = ("eta", "alpha", "beta", "ema")
+# "jax_nn": softmax without a prefix by jax.nn.dot_product_attention (a GPU's cuDNN); else "auto".
+IMPLEMENTATIONS = (*kernels.IMPLEMENTATIONS, "jax_nn")
 _SMALLEST_NORMALIZER = 1e-6
 
 
@@ -198,7 +200,7 @@ def mix(
         which: int []. Layers of one scan may differ in it.
         q: [B, S, G, J, K], scaled; k, v: [B, S, G, K]. Rotated, where the model rotates.
         learned: of `LEARNABLE`, those that are parameters: [G], beta [B, S, G].
-        implementation: of the linear family's chunked form, as in `kernels.chunked`.
+        implementation: one of `IMPLEMENTATIONS`.
 
     Returns:
         (out [B, S, G, J, K] in q's dtype, Memory with a leading B axis; None where no kind leaves
@@ -237,7 +239,12 @@ def _mix_one(
     if memory is not None and past.visible is None:
         after = jax.tree.map(lambda x: jnp.broadcast_to(x, (k.shape[0], *x.shape)), memory)
     if kind.base == "softmax" or memory is None:
-        out = softmax_attention(q, k, v, past.visible, prefix)
+        if implementation == "jax_nn" and past.visible is None and prefix is None:
+            heads = q.reshape(*q.shape[:2], -1, q.shape[-1])
+            out = jax.nn.dot_product_attention(heads, k, v, is_causal=True, scale=1.0)
+            out = out.reshape(q.shape)
+        else:
+            out = softmax_attention(q, k, v, past.visible, prefix)
     else:
         out, written = _linear(kind, q, k, v, rates, past, memory, implementation)
         if after is not None and written is not None:
@@ -283,8 +290,9 @@ def _linear(
         v = jnp.pad(v, ((0, 0),) * 3 + ((0, 1),), constant_values=float(kind.normalize))
     after = None
     if past.visible is None:
+        chosen = "auto" if implementation == "jax_nn" else implementation
         out, after = kernels.chunked(
-            kind, mapped, k, v, rates, past.valid, memory, implementation=implementation
+            kind, mapped, k, v, rates, past.valid, memory, implementation=chosen
         )
     else:
         out = attention.parallel(kind, mapped, k, v, rates, past.steps, past.visible, memory)

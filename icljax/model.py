@@ -36,7 +36,7 @@ class DecoderConfig:
         positions: "rotary" or "learned".
         mlp: "swiglu", or "gelu" (the tanh form, GPT-2's `gelu_new`).
         attention: how tokens are mixed, layer by layer; repeated over the layers.
-        implementation: of the linear family's chunked form, as in `kernels.chunked`.
+        implementation: of attention, one of `mixing.IMPLEMENTATIONS`.
         tied: the embedding is the output projection too.
         dtype: compute type of matrix products; softmax, norms and log-probabilities are float32.
         remat: recompute a layer in the backward pass instead of keeping its intermediates.

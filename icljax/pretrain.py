@@ -74,6 +74,7 @@ def default() -> ConfigDict:
     config.model.mlp_width = 352
     config.model.heads = 4
     config.model.length = 256  # tokens of a sequence; the context
+    config.model.implementation = "auto"  # of attention: one of IMPLEMENTATIONS in icljax/mixing.py
     config.model.remat = False  # recompute layers in the backward pass: less memory, slower
 
     config.train = ConfigDict()
@@ -115,6 +116,7 @@ def validate(config: ConfigDict) -> None:
     """
     for key, choices in {
         "model.family": ("llama", "gpt2"),
+        "model.implementation": mixing.IMPLEMENTATIONS,
         "dtype": ("auto", "float32", "bfloat16"),
     }.items():
         require(config, key, choices.__contains__, f"one of {', '.join(choices)}")
@@ -202,6 +204,7 @@ def decoder_config(config: ConfigDict, variant: str, vocab_size: int) -> Decoder
         "attention": parse_variant(variant),
         "dtype": compute_dtype(config),
         "remat": m.remat,
+        "implementation": m.implementation,
     }
     if m.family == "gpt2":
         common |= {"norm": "layer", "positions": "learned", "mlp": "gelu"}

@@ -311,3 +311,14 @@ def test_linear_attention_leaves_its_weight_update():
         settings.forward(model, params, tokens, positions, None, s).hidden for s in (state, nothing)
     )
     np.testing.assert_array_equal(out, same)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "momentum"])
+def test_jax_nn_attention_is_ours(kind):
+    ours = with_attention(kind)
+    theirs = dataclasses.replace(ours, implementation="jax_nn")
+    model, params = model_and_params(ours)
+    tokens, index = random_tokens(1, 20), jnp.arange(20)[None]
+    expected = settings.forward(model, params, tokens, index).hidden
+    got = settings.forward(Decoder(theirs), params, tokens, index).hidden
+    np.testing.assert_allclose(got, expected, atol=1e-5)
