@@ -204,12 +204,18 @@ def decoder_config(config: ConfigDict, variant: str, vocab_size: int) -> Decoder
         "attention": parse_variant(variant),
         "dtype": compute_dtype(config),
         "remat": m.remat,
-        "implementation": m.implementation,
+        "implementation": _implementation(config),
     }
     if m.family == "gpt2":
         common |= {"norm": "layer", "positions": "learned", "mlp": "gelu"}
         common |= {"qkv_bias": True, "output_bias": True, "mlp_bias": True}
     return DecoderConfig(**common)
+
+
+def _implementation(config: ConfigDict) -> str:
+    """As asked for; "auto" leaves out Pallas kernels on a mesh, which XLA cannot split."""
+    name, split_up = config.model.implementation, config.mesh.data * config.mesh.model != 1
+    return "xla" if name == "auto" and split_up else name
 
 
 def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
