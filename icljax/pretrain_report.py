@@ -144,10 +144,9 @@ def conclusions(results: Results) -> list[str]:
         for variant, rows in list(results["perplexity"].items())[1:]
     ]
     for task, table in results["accuracy"].items():
+        what = f"calibrated in-context accuracy on {task}, %"
         lines += [
-            _conclusion(
-                variant, rows["icl"]["difference"], f"in-context accuracy on {task}, %", 1, 1
-            )
+            _conclusion(variant, rows["icl calibrated"]["difference"], what, 1, 1)
             for variant, rows in list(table.items())[1:]
         ]
     return lines
@@ -258,8 +257,8 @@ def draw_eta(results: Results) -> "Figure | None":
             label = "_"  # one entry in the legend
     ax.set_xlim(0, 1)
     ax.set_xlabel("eta of EMA(V)")
-    ax.set_ylabel(f"Perplexity on {main}, minus {results['reference']}")
-    ax.set_title("Difference, with 95 % interval over seeds (dots)")
+    ax.set_ylabel(f"Perplexity, minus {results['reference']}")
+    ax.set_title(f"Difference on {main}, with 95 % interval over seeds (dots)")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
