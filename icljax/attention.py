@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 CHUNK = 64
+EMA_CHUNK = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -434,7 +435,7 @@ def ema_parallel(
 
 
 def ema_chunked(
-    v: jax.Array, eta: jax.Array, before: jax.Array, chunk: int = CHUNK
+    v: jax.Array, eta: jax.Array, before: jax.Array, chunk: int = EMA_CHUNK
 ) -> tuple[jax.Array, jax.Array]:
     """EMA(V)_t = sum_{i<t} eta^(t-i) v_i (Dai et al. 2023, section 5.1), by matrix products.
 

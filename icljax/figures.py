@@ -24,6 +24,7 @@ RANDOM_STYLE: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 1.2)), 
 BASELINE_STYLES: dict[str, dict[str, Any]] = {
     "random_update": {"label": "random in FT's place", **RANDOM_STYLE},
     "random_weights": {"label": "random in FT's place", **RANDOM_STYLE},
+    "random_icl": {"label": "random in ICL's place", **RANDOM_STYLE},
     "before_finetuning": {
         "label": "ZSL in FT's place (before finetuning)",
         "color": "#aaaaaa",
@@ -145,40 +146,38 @@ def _draw_similarity(results: Results) -> "Figure | None":
 
 
 def _draw_more_similarity(results: Results) -> "Figure | None":
-    names = ("sim_aou_unnormalized", "sim_update", "kendall_example", "recall_tokens")
+    names = ("sim_aou_unnormalized", "kendall_example", "recall_tokens", "recall_examples")
     return _layer_grid(results, names)
 
 
 def _draw_update(results: Results) -> "Figure | None":
-    """dW_ICL against dW_FT: the cosine of every head, and how large both are."""
+    """dW_ICL against dW_FT: the cosine by layer and of every head, and how large both are."""
     if "update_share" not in results:
         return None
+    figure = new_figure(13, 4)
+    axes = figure.subplots(1, 3)
+    _layer_panel(axes[0], results, "sim_update")
     heads = _floats(results["sim_update"]["per_layer_head"])
-    figure = new_figure(9, 3.6)
-    left, right = figure.subplots(1, 2)
     size = max(0.05, float(np.nanmax(np.abs(heads))))
-    image = left.imshow(heads.T, cmap="RdBu_r", vmin=-size, vmax=size, aspect="auto")
-    left.set_xticks(*_every(len(heads)))
-    left.set_yticks(*_every(heads.shape[1]))
-    left.set_ylabel("Key/value head")
-    left.set_title("Cosine of dW_ICL and dW_FT")
-    left.grid(False)
-    figure.colorbar(image, ax=left)
+    image = axes[1].imshow(heads.T, cmap="RdBu_r", vmin=-size, vmax=size, aspect="auto")
+    axes[1].set_xticks(*_every(len(heads)))
+    axes[1].set_yticks(*_every(heads.shape[1]))
+    axes[1].set_ylabel("Key/value head")
+    axes[1].set_title("Cosine of every head", pad=20)
+    axes[1].grid(False)
+    figure.colorbar(image, ax=axes[1])
     for setting in ("icl", "ft"):
-        label = f"dW_{SETTINGS[setting]}"
-        _plot_layers(
-            right,
-            results["update_share"][setting],
-            label=label,
-            color=COLORS[setting],
-            linewidth=1.8,
-        )
-    right.set_title("Share of the norm, beside W_ZSL")
-    right.set_ylim(0, 1)
-    right.legend()
-    for ax in (left, right):
+        style: dict[str, Any] = {"color": COLORS[setting], "linewidth": 1.8}
+        share = results["update_share"][setting]
+        _plot_layers(axes[2], share, label=f"dW_{SETTINGS[setting]}", **style)
+    axes[2].set_title("Share of the norm, beside W_ZSL", pad=20)
+    axes[2].set_ylim(0, 1)
+    axes[2].legend()
+    for ax in axes:
         ax.set_xlabel("Layer (1: next to the input)")
-    right.xaxis.get_major_locator().set_params(integer=True)
+    for ax in (axes[0], axes[2]):
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    shared_legend(figure, axes[:1], 4)
     return figure
 
 

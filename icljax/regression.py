@@ -591,7 +591,7 @@ def default() -> ConfigDict:
     # One causal layer each, against the optimizer that the kind is; () for none.
     config.online = ("linear", "linear_momentum", "retention", "delta", "delta_momentum")
 
-    config.steps = 2000
+    config.steps = 1500
     config.batch = 64  # fresh tasks a step
     config.learning_rate = 0.02  # of the models: peak, after warm-up and before cosine decay
     config.tuning_rate = 0.03  # of the optimizers' step sizes, momentum, ...
@@ -600,7 +600,7 @@ def default() -> ConfigDict:
     config.softmax_init_scale = 1.0  # the same for softmax and moattn, which need more contrast
 
     config.eval = ConfigDict()
-    config.eval.tasks = 2048
+    config.eval.tasks = 1024
     config.eval.seed = 0
     config.eval.examples = (2, 4, 6, 8, 10, 12, 14, 16, 18, 20)
     return config

@@ -428,7 +428,9 @@ def show(results: Results, path: Path, console: Console) -> None:
         "",
         _similarity_table(results),
         Text(
-            "baseline: random in FT's place (SimAM: before finetuning); above: of all these", "dim"
+            "baseline: random in FT's place (SimAM: before finetuning; SimUpdate: random in ICL's "
+            "place); above: of all these",
+            "dim",
         ),
         "",
         f"Learning rates {', '.join(rate(r) for r in selection['learning_rate'])} selected on "

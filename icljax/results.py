@@ -28,7 +28,7 @@ LAYOUT: dict[str, dict[str, Any]] = {
     "kendall_example": {"random_weights": "kendall_example_random"},
     "recall_tokens": {"random_weights": "recall_tokens_random"},
     "recall_examples": {"random_weights": "recall_examples_random"},
-    "sim_update": {"random_update": "sim_update_random"},
+    "sim_update": {"random_icl": "sim_update_random"},
 }
 
 _BALANCED = (

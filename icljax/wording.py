@@ -82,7 +82,7 @@ SIMILARITIES = {
     ),
     "sim_update": Metric(
         "SimUpdate",
-        "weight updates of the relaxed linear form, dW_ICL and dW_FT",
+        "updates of the linear map, dW_ICL and dW_FT",
         "Cosine",
         "the cosine between the two updates of attention's linear map, softmax left out: dW_ICL = "
         "sum of v k^T over the demonstrations' tokens, dW_FT = what finetuning adds to the sum "
@@ -94,6 +94,7 @@ SIMILARITIES = {
 BASELINES = {
     "random_update": "random update",
     "random_weights": "random weights",
+    "random_icl": "random in ICL's place",
     "before_finetuning": "before finetuning",
 }
 CONTROLS = {
