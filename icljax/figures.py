@@ -152,13 +152,13 @@ def _draw_more_similarity(results: Results) -> "Figure | None":
 
 def _draw_update(results: Results) -> "Figure | None":
     """dW_ICL against dW_FT: the cosine by layer and of every head, and how large both are."""
-    if "update_share" not in results:
+    if "sim_update" not in results or "update_share" not in results:
         return None
     figure = new_figure(13, 4)
     axes = figure.subplots(1, 3)
     _layer_panel(axes[0], results, "sim_update")
     heads = _floats(results["sim_update"]["per_layer_head"])
-    size = max(0.05, float(np.nanmax(np.abs(heads))))
+    size = max(0.05, float(np.abs(np.nan_to_num(heads)).max()))
     image = axes[1].imshow(heads.T, cmap="RdBu_r", vmin=-size, vmax=size, aspect="auto")
     axes[1].set_xticks(*_every(len(heads)))
     axes[1].set_yticks(*_every(heads.shape[1]))

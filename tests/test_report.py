@@ -20,7 +20,7 @@ from icljax.tasks import get_task
 
 SEEDS, EXAMPLES, LAYERS = (3, 7), 16, 5
 RATES = (0.001, 0.01, 0.1)
-FIGURES = {"accuracy", "agreement", "more_similarity", "selection", "similarity"}
+FIGURES = {"accuracy", "agreement", "more_similarity", "selection", "similarity", "update"}
 
 
 def make_arrays(seed=0):
@@ -29,12 +29,17 @@ def make_arrays(seed=0):
     lead = {"zsl": (), "icl": (len(SEEDS),), "ft": (len(SEEDS),)}
     logprob = {s: rng.normal(size=(*a, EXAMPLES, 2)).astype(np.float32) for s, a in lead.items()}
     shape = len(SEEDS), EXAMPLES, LAYERS
+
+    def similarity(name):
+        heads = (2,) if "update" in name else ()
+        return rng.uniform(-0.2, 0.9, (*shape, *heads)).astype(np.float32)
+
     return {
         "index": np.arange(EXAMPLES),
         "label": (np.arange(EXAMPLES) % 3 == 0).astype(int),
         **{f"pred_{s}": v.argmax(-1) for s, v in logprob.items()},
         **{f"logprob_{s}": v for s, v in logprob.items()},
-        **{name: rng.uniform(-0.2, 0.9, shape).astype(np.float32) for name in Similarity._fields},
+        **{name: similarity(name) for name in Similarity._fields},
     }
 
 
@@ -159,6 +164,8 @@ def test_similarities_and_what_they_are_compared_with(text, summary, arrays):
     assert len(means) == len(beside) == len(report.SIMILARITIES)
     for name, metric in report.SIMILARITIES.items():
         values = arrays["sim_am_after" if name == "sim_am" else name]
+        if values.ndim == 4:  # of every head
+            values = values.mean(-1)
         other = arrays["sim_am_before" if name == "sim_am" else name + "_random"]
         _, mean, _, spread, per_seed, f2t = means[metric.title]
         assert float(mean) == pytest.approx(values.mean(), abs=6e-4)
@@ -315,7 +322,7 @@ def test_figures_are_embedded_and_drawn(folder, text):
     for path in paths:
         pixels = image.imread(folder / path)
         height, width, _ = pixels.shape
-        assert width == 1350  # 9 inches at 150 dpi
+        assert width == (1950 if "update" in path else 1350)  # 13 or 9 inches at 150 dpi
         assert 500 < height < 1100
         assert len(np.unique(pixels[::2, ::2, 0])) > 50
         assert (folder / path).stat().st_size > 20_000
