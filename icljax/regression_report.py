@@ -302,15 +302,7 @@ def _reproduce_section(results: Results) -> str:
 
 def draw(results: Results) -> dict[str, bytes]:
     """PNG files by name."""
-    import matplotlib  # half a second, which other commands should not wait
-
-    drawn = {}
-    with matplotlib.rc_context(figures.STYLE):
-        for name, draw_one in _FIGURES.items():
-            figure = draw_one(results)
-            if figure is not None:
-                drawn[name] = figures.png(figure)
-    return drawn
+    return figures.render(results, _FIGURES)
 
 
 def _band(ax: "Axes", x: Sequence[float], values: Sequence[Results], **style: Any) -> None:
