@@ -4,6 +4,7 @@ Shape glossary: T tokens of a stream, N blocks, S tokens of a block that are pre
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -89,11 +90,9 @@ def load(
     streams = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("train", "validation")}
     tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
     end = tokenizer.encode(END, add_special_tokens=False).ids[0]
-    return Corpus(streams["train"], streams["validation"], tokenizer, end, _read(about))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    return Corpus(
+        streams["train"], streams["validation"], tokenizer, end, json.loads(about.read_text())
+    )
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
@@ -135,9 +134,16 @@ def batch_at(parts: np.ndarray, step: int, size: int, seed: int) -> np.ndarray:
     rows = np.empty(size, np.int64)
     for epoch in np.unique(index // len(parts)):
         here = index // len(parts) == epoch
-        order = np.random.default_rng((seed, int(epoch))).permutation(len(parts))
+        order = _epoch_order(len(parts), seed, int(epoch))
         rows[here] = order[index[here] % len(parts)]
     return parts[rows]
+
+
+@functools.lru_cache(
+    maxsize=2
+)  # the epoch that is read, and the next where a batch reaches into it
+def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def _stream(texts: list[str], tokenizer: Tokenizer, end: int) -> np.ndarray:
