@@ -7,12 +7,13 @@ the examples that the job reports.
 """
 
 import argparse
+import functools
 import itertools
 
 import jax
 import numpy as np
 
-from icljax import checkpoints, metrics, runtime
+from icljax import checkpoints, metrics, runtime, sharding
 from icljax import config as config_lib
 from icljax.job import Job, prepare
 from icljax.model import Params, State
@@ -39,9 +40,8 @@ def zsl(programs: Programs, params: Params, job: Job) -> str:
 
 
 def read(programs: Programs, params: Params, states: State, job: Job) -> str:
-    logprob = read_all(
-        lambda q: programs.score_states(params, states, q), job.selection, lambda: None
-    )
+    score = functools.partial(programs.score_states, params, states)
+    logprob = read_all(score, job.selection, programs.mesh, lambda: None, by_row=True)
     return accuracies(logprob, job.selection_labels)
 
 
@@ -58,12 +58,13 @@ def main() -> None:
     config.selection.num_examples, config.eval.num_examples = args.examples, 2
     checkpoint = checkpoints.open_checkpoint(config.model)
     params = checkpoints.load_params(checkpoint.folder, checkpoint.config)
+    mesh = sharding.make_mesh(1, 1)
     for bos, separator in itertools.product(("<bos>", "<|endoftext|>"), ("\n", "<eos>")):
         config.prompt.bos, config.prompt.separator = bos, separator
         for number in args.demonstrations:
             config.num_demonstrations = number
             job = prepare(config, checkpoint, print)
-            programs = make_programs(checkpoint.config, config, job.encoder, number)
+            programs = make_programs(checkpoint.config, config, job.encoder.bos, number, mesh)
             if separator == "\n" and number == args.demonstrations[0]:
                 print(f"bos {bos!r} ZSL {zsl(programs, params, job)}", flush=True)
             print(

@@ -44,6 +44,7 @@ class Kind:
         unit_keys: scale keys to length 1, so that beta < 2 keeps "square" stable.
         ema: eta of EMA(V), in (0, 1); 0: no EMA is added.
         ema_normalized: scale EMA(V) by (1 - eta) / eta, so that its weights sum to at most 1.
+        window: how many tokens softmax sees, the last one of them its own; 0: all earlier ones.
         learn: which of "eta", "alpha", "ema" (one a head) and "beta" (one a head and token) are
             parameters, starting at the values above.
     """
@@ -58,6 +59,7 @@ class Kind:
     unit_keys: bool = False
     ema: float = 0.0
     ema_normalized: bool = False
+    window: int = 0
     learn: tuple[str, ...] = ()
 
 

@@ -1,34 +1,36 @@
-"""Pretrained models: a name, a .gguf file or a Hugging Face folder -> (config, params, tokenizer).
+"""Pretrained models on disk or on the Hugging Face hub -> (config, params, tokenizer).
 
-Everything ends in one loader, that of a Hugging Face folder: a GGUF file is first converted to
-one, once, in the cache. Nothing in a checkpoint is ever executed.
+Everything ends in one loader, that of a Hugging Face folder with safetensors files: GGUF files,
+torch pickles and fairseq checkpoints are first converted to one, once, in the cache. Nothing in a
+checkpoint is ever executed.
 """
 
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from icljax import assets
-from icljax.attention import Kind
+from icljax import assets, bpe, tensors
+from icljax.architectures import ARCHITECTURES
 from icljax.errors import UserError
-from icljax.mixing import LEARNABLE
-from icljax.model import DecoderConfig, Params, init_params
+from icljax.families import decoder_config, plan
+from icljax.model import DecoderConfig, Params
 
 # Models that a package index carries whole.
 PACKAGED = {"smollm2-135m": assets.SMOLLM2}
 
-# Where config.json says which kinds of attention a model has, and what their numbers are called.
-ATTENTION_KEY = "icljax_attention"
-LEARNED_NAME = "self_attn.icljax_{}"
+# What a model is read from on the hub: its description, then the first kind of weights it has.
+_HUB_NAME = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
+_DESCRIPTION = ["config.json", "tokenizer.json", "vocab.json", "merges.txt"]
+_WEIGHTS = (
+    ["model.safetensors", "model-*.safetensors", tensors.INDEX],
+    ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"],
+)
 
 Progress = Callable[[int, int], None]
 
@@ -39,9 +41,9 @@ class Checkpoint:
 
     Attributes:
         name: what the user asked for.
-        folder: holds config.json, *.safetensors and tokenizer.json.
+        folder: holds config.json, *.safetensors and tokenizer.json (or vocab.json, merges.txt).
         config: the decoder that reads it.
-        tokenizer: its tokenizer, without automatic special tokens.
+        tokenizer: its tokenizer; whoever encodes adds no special tokens.
         bos, eos: token ids.
     """
 
@@ -62,7 +64,7 @@ def open_checkpoint(name: str, progress: Progress | None = None) -> Checkpoint:
     folder = locate(name, progress)
     hf_config = _read_json(folder / "config.json")
     config = decoder_config(hf_config, folder)
-    tokenizer = _read_tokenizer(folder / "tokenizer.json")
+    tokenizer = _read_tokenizer(folder)
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise UserError(
             f"{folder}: tokenizer.json has {tokenizer.get_vocab_size()} tokens, but the model's "
@@ -72,355 +74,148 @@ def open_checkpoint(name: str, progress: Progress | None = None) -> Checkpoint:
     return Checkpoint(name, folder, config, tokenizer, bos, eos)
 
 
+# ---- Where it is -------------------------------------------------------------------------------
+
+
 def locate(name: str, progress: Progress | None = None) -> Path:
-    """The Hugging Face folder for a packaged name, a folder or a .gguf file."""
+    """The Hugging Face folder of a model.
+
+    Args:
+        name: a packaged name; a folder; a .gguf file; fairseq's model.pt or its folder; a name on
+            the Hugging Face hub, "org/name" or "org/name@revision".
+        progress: called with (done, in all) while a model is fetched or converted.
+
+    Raises:
+        Unavailable: for a name on the hub that cannot be had here and now.
+        UserError: for anything else that gives no model.
+    """
     path = Path(name).expanduser()
     if name in PACKAGED:
-        return _converted(assets.fetch(PACKAGED[name], progress), PACKAGED[name].sha256, progress)
+        gguf, sha256 = assets.fetch(PACKAGED[name], progress), PACKAGED[name].sha256
+        return _convert_gguf(gguf, sha256, progress)
     if path.is_dir():
-        return path
-    if path.suffix == ".gguf" and path.is_file():
-        return _converted(path, _sha256([path]), progress)
+        return _as_safetensors(path)
+    if path.is_file() and path.suffix == ".gguf":
+        return _convert_gguf(path, _sha256([path]), progress)
+    if path.is_file() and path.suffix == ".pt":
+        return _convert_fairseq(path)
+    if name in ARCHITECTURES:
+        raise UserError(
+            f"model {name!r} is an architecture without weights, for python -m icljax.preflight; "
+            "to run it, give the folder or the hub name (org/name) of such a model"
+        )
+    on_hub = None if path.suffix in (".gguf", ".pt") else _HUB_NAME.fullmatch(name)
+    if on_hub:
+        return _as_safetensors(_download(*on_hub.groups()))
     raise UserError(
         f"model {name!r} is neither a known name ({', '.join(PACKAGED)}) nor an existing folder "
-        "or .gguf file; give one with --config.model=NAME_OR_FOLDER"
+        "or .gguf file, nor a hub name (org/name); give one with --config.model=NAME_OR_FOLDER"
     )
 
 
-def _converted(gguf_file: Path, sha256: str, progress: Progress | None) -> Path:
-    folder = assets.cache_dir() / "models" / f"{gguf_file.stem}-{sha256[:12]}"
-    if not (folder / "config.json").is_file():
-        from icljax import gguf_reader  # its import is slow, and needed once a model
+def _as_safetensors(folder: Path) -> Path:
+    """The folder itself, or the one that its pickles are converted to."""
+    if (folder / tensors.INDEX).is_file() or (folder / "model.safetensors").is_file():
+        return folder
+    if (folder / "model.pt").is_file():
+        return _convert_fairseq(folder / "model.pt")
+    if pickles := sorted(folder.glob("pytorch_model*.bin")):
+        from icljax.pickles import convert_torch
 
-        gguf_reader.convert(gguf_file, folder, progress)
+        described = [folder / "config.json", *_tokenizer_files(folder)]
+        index = [f for f in (folder / "pytorch_model.bin.index.json",) if f.is_file()]
+        digest = _sha256([*described, *index, *pickles])
+        return _converted(folder.resolve().name, digest, lambda to: convert_torch(folder, to))
     return folder
 
 
-def decoder_config(hf: dict[str, Any], where: Path | str) -> DecoderConfig:
-    """A Hugging Face config.json as a DecoderConfig.
+def _convert_gguf(file: Path, sha256: str, progress: Progress | None) -> Path:
+    def convert(to: Path) -> None:
+        from icljax import gguf_reader  # its import is slow, and needed once a model
 
-    Raises:
-        UserError: for an architecture or option that the decoder does not have.
-    """
-    kind = hf.get("model_type")
+        gguf_reader.convert(file, to, progress)
+
+    return _converted(file.stem, sha256, convert)
+
+
+def _convert_fairseq(file: Path) -> Path:
+    from icljax.pickles import FAIRSEQ_FILES, convert_fairseq
+
+    files = [file, *(file.parent / name for name in FAIRSEQ_FILES)]
+    if missing := [f.name for f in files if not f.is_file()]:
+        raise UserError(
+            f"{file.parent} has no {', '.join(missing)}; a fairseq model folder holds model.pt, "
+            "its dict.txt, and GPT-2's encoder.json and vocab.bpe"
+        )
+    return _converted(
+        file.resolve().parent.name, _sha256(files), lambda to: convert_fairseq(file, to)
+    )
+
+
+def _converted(stem: str, sha256: str, convert: Callable[[Path], None]) -> Path:
+    """The folder in the cache that `convert` makes, once for each content."""
+    folder = assets.cache_dir() / "models" / f"{stem}-{sha256[:12]}"
+    if not (folder / "config.json").is_file():
+        convert(folder)
+    return folder
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """A snapshot from the hub, in the hub's own cache; without a network, what is there."""
     try:
-        if kind == "llama":
-            return dataclasses.replace(_llama_config(hf), attention=_own_attention(hf))
-        if kind == "gpt2":
-            return dataclasses.replace(_gpt2_config(hf), attention=_own_attention(hf))
-    except KeyError as e:
-        raise UserError(f"{where}: config.json has no {e.args[0]!r}, which {kind} needs") from e
-    except (TypeError, ValueError, ZeroDivisionError) as e:
-        raise UserError(f"{where}: config.json: {e}") from e
-    what = "config.json has no 'model_type'" if kind is None else f"model_type {kind!r} is unknown"
-    raise UserError(f"{where}: {what}; supported: gpt2, llama")
-
-
-def _expect(hf: dict[str, Any], **supported: Any) -> None:
-    for key, value in supported.items():
-        if hf.get(key, value) != value:
-            raise ValueError(
-                f"{key}={hf[key]!r} is not supported, only {value!r}; use another model"
+        from huggingface_hub import snapshot_download
+    except ImportError as e:
+        raise assets.Unavailable(
+            f"model {name!r} is no folder here, and fetching it from the Hugging Face hub needs a "
+            "package: pip install 'icljax[hub]', or give a folder",
+            "no huggingface_hub",
+        ) from e
+    try:
+        for weights in _WEIGHTS:
+            folder = Path(
+                snapshot_download(name, revision=revision, allow_patterns=_DESCRIPTION + weights)
             )
-
-
-def _llama_config(hf: dict[str, Any]) -> DecoderConfig:
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    _expect(rope, rope_type="default", type="default")  # `type` is the key's older name
-    _expect(hf, hidden_act="silu")
-    bias = hf.get("attention_bias", False)
-    heads = hf["num_attention_heads"]
-    groups = hf.get("num_key_value_heads") or heads
-    if heads % groups:
-        raise ValueError(f"{groups} key/value heads cannot be shared evenly by {heads} heads")
-    return DecoderConfig(
-        vocab_size=hf["vocab_size"],
-        num_layers=hf["num_hidden_layers"],
-        width=hf["hidden_size"],
-        mlp_width=hf["intermediate_size"],
-        num_heads=heads,
-        num_kv_heads=groups,
-        head_width=hf.get("head_dim") or hf["hidden_size"] // heads,
-        context_length=hf["max_position_embeddings"],
-        norm_eps=hf["rms_norm_eps"],
-        rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta") or 10_000.0),
-        qkv_bias=bias,
-        output_bias=bias,
-        mlp_bias=hf.get("mlp_bias", False),
-        tied=hf.get("tie_word_embeddings", False),
+            if any(folder.glob(weights[0])) or any(folder.glob(weights[1])):
+                return folder
+    except Exception as e:  # errors of its own, of its HTTP library, of the file system
+        said = f"{type(e).__name__}: {(str(e).strip().splitlines() or [''])[0][:150]}"
+        raise assets.Unavailable(
+            f"model {name!r} is no folder here, and the Hugging Face hub does not give it ({said});"
+            " check the name, log in with `hf auth login` where it asks for that, or give a folder",
+            said,
+        ) from e
+    raise UserError(
+        f"model {name!r} on the Hugging Face hub has no {_WEIGHTS[0][0]} and no {_WEIGHTS[1][0]}; "
+        "give another model or revision (org/name@revision)"
     )
 
 
-def _own_attention(hf: dict[str, Any]) -> tuple[Kind, ...]:
-    """Softmax, or the kinds of attention of a model that was trained here."""
-    kinds = (Kind(**{**k, "learn": tuple(k["learn"])}) for k in hf.get(ATTENTION_KEY, ()))
-    return tuple(kinds) or (Kind(),)
+# ---- What is in it -----------------------------------------------------------------------------
 
 
-def _gpt2_config(hf: dict[str, Any]) -> DecoderConfig:
-    _expect(
-        hf,
-        activation_function="gelu_new",
-        scale_attn_weights=True,
-        scale_attn_by_inverse_layer_idx=False,
-    )
-    return DecoderConfig(
-        vocab_size=hf["vocab_size"],
-        num_layers=hf["n_layer"],
-        width=hf["n_embd"],
-        mlp_width=hf.get("n_inner") or 4 * hf["n_embd"],
-        num_heads=hf["n_head"],
-        num_kv_heads=hf["n_head"],
-        head_width=hf["n_embd"] // hf["n_head"],
-        context_length=hf["n_positions"],
-        norm="layer",
-        norm_eps=hf.get("layer_norm_epsilon", 1e-5),
-        positions="learned",
-        mlp="gelu",
-        qkv_bias=True,
-        output_bias=True,
-        mlp_bias=True,
-        tied=hf.get("tie_word_embeddings", True),
-    )
-
-
-def load_params(folder: Path, config: DecoderConfig) -> Params:
+def load_params(folder: Path, config: DecoderConfig, shardings: Any = None) -> Params:
     """Reads the weights of a Hugging Face folder into the decoder's parameter tree.
 
     Matrices are kept in `config.dtype`; the key and value projections, which finetuning changes
-    by steps too small for bfloat16, in float32.
+    by steps too small for bfloat16, in float32. Only what this process keeps is read.
+
+    Args:
+        folder: as `locate` gives it.
+        config: as `decoder_config` makes it; its dtype and attention may differ.
+        shardings: a tree like the result, of jax.sharding.Sharding; None: the default device.
 
     Raises:
         UserError: for a truncated file, a missing tensor, one of an unexpected shape, or one that
             the decoder has no use for.
     """
-    tensors = _Tensors(folder)
-    plan = _llama_plan if config.norm == "rms" else _gpt2_plan
-    params = plan(tensors, config)
-    expected = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    _check_shapes(params, expected, folder)
-    tensors.check_all_used(config)
-    return _cast(params, config.dtype)
-
-
-def _check_shapes(params: Params, expected: Params, folder: Path) -> None:
-    got = dict(jax.tree_util.tree_leaves_with_path(params))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
-        shape = got[path].shape if path in got else None
-        if shape != leaf.shape:
-            raise UserError(
-                f"{folder}: {jax.tree_util.keystr(path)} has shape {shape}, but config.json "
-                f"asks for {leaf.shape}; weights and config.json do not belong together"
-            )
-
-
-def _cast(params: Params, dtype: str) -> Params:
-    def cast(path: tuple[Any, ...], leaf: np.ndarray) -> jax.Array:
-        trained = any(getattr(part, "key", "") in ("key", "value", *LEARNABLE) for part in path)
-        return jnp.asarray(leaf, jnp.float32 if trained else dtype)
-
-    return jax.tree_util.tree_map_with_path(cast, params)
-
-
-class _Tensors:
-    """The tensors of a folder by name, read when asked for; single file or sharded index."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.files: dict[str, Any] = {}
-        self.used: set[str] = set()
-        for file in weight_files(folder):
-            try:
-                handle = safe_open(file, framework="numpy")
-            except (SafetensorError, OSError) as e:
-                raise UserError(
-                    f"{file}: not a whole safetensors file ({e}); fetch it again"
-                ) from e
-            self.files |= dict.fromkeys(handle.keys(), handle)
-        # GPT-2 checkpoints come with and without this prefix.
-        self.prefix = (
-            "transformer." if any(n.startswith("transformer.") for n in self.files) else ""
-        )
-
-    def __call__(self, name: str) -> np.ndarray:
-        if name not in self.files:
-            raise UserError(
-                f"{self.folder}: the weights have no tensor {name!r}; wrong model_type?"
-            )
-        self.used.add(name)
-        return self.files[name].get_tensor(name)
-
-    def layers(
-        self, name: str, count: int, form: Callable[[np.ndarray], np.ndarray] = lambda x: x
-    ) -> np.ndarray:
-        """The tensors of all layers, each put into `form`, stacked: [L, ...]."""
-        first = self._formed(name.format(0), form)
-        out = np.empty((count, *first.shape), first.dtype)
-        out[0] = first
-        for layer in range(1, count):
-            out[layer] = self._formed(name.format(layer), form, first.shape)
-        return out
-
-    def _formed(
-        self,
-        name: str,
-        form: Callable[[np.ndarray], np.ndarray],
-        shape: tuple[int, ...] | None = None,
-    ) -> np.ndarray:
-        tensor = self(name)
-        try:
-            out = form(tensor)
-        except ValueError:  # a reshape that does not divide
-            out = None
-        if out is None or shape not in (None, out.shape):
-            raise UserError(
-                f"{self.folder}: tensor {name!r} has shape {tensor.shape}, which is not what "
-                "config.json asks for; weights and config.json do not belong together"
-            )
-        return out
-
-    def check_all_used(self, config: DecoderConfig) -> None:
-        """A bias or a layer that config.json does not announce would be left out silently."""
-        buffers = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # causal masks etc.
-        unused = [n for n in sorted(self.files.keys() - self.used) if not n.endswith(buffers)]
-        unused = [n for n in unused if not (config.tied and n == "lm_head.weight")]
-        if unused:
-            raise UserError(
-                f"{self.folder}: config.json asks for all tensors but {len(unused)}, such as "
-                f"{unused[0]!r}; weights and config.json do not belong together"
-            )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, in name order.
-
-    Raises:
-        UserError: when there are none, or a file of the index is missing.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(_read_json(index)["weight_map"].values()))
-        except (AttributeError, KeyError) as e:
-            raise UserError(f"{index} has no weight_map of tensors to files; fetch it again") from e
-    else:
-        names = ["model.safetensors"]
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise UserError(
-            f"{folder} has no {', '.join(missing)}; a model folder holds config.json, "
-            "tokenizer.json and model.safetensors (or its shards with their index)"
-        )
-    return [folder / name for name in names]
-
-
-def _llama_plan(get: _Tensors, c: DecoderConfig) -> Params:
-    def stack(name: str, form: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        return get.layers("model.layers.{}." + name, c.num_layers, form)
-
-    def dense(name: str, bias: bool, shape: tuple[int, ...] = (), inputs: bool = False) -> Params:
-        """A torch Linear [out, in] as [in, out], `out` (or `in`, for inputs) split to shape."""
-
-        def form(w: np.ndarray) -> np.ndarray:
-            return w.T.reshape((*shape, -1) if inputs else (-1, *(shape or w.shape[:1])))
-
-        out = {"kernel": stack(name + ".weight", form)}
-        if bias:
-            bias_shape = (-1,) if inputs or not shape else shape
-            out["bias"] = stack(name + ".bias", lambda b: b.reshape(bias_shape))
-        return out
-
-    def scale(name: str) -> Params:
-        return {"scale": stack(name + ".weight", lambda x: x)}
-
-    def learned(name: str) -> Any:
-        if name == "beta":
-            return dense(LEARNED_NAME.format(name), bias=True)
-        return stack(LEARNED_NAME.format(name), lambda x: x)
-
-    q_shape, kv_shape = (c.num_heads, c.head_width), (c.num_kv_heads, c.head_width)
-    params = {
-        "embed": {"embedding": get("model.embed_tokens.weight")},
-        "final_norm": {"scale": get("model.norm.weight")},
-        "layers": {
-            "attention_norm": scale("input_layernorm"),
-            "mlp_norm": scale("post_attention_layernorm"),
-            "attention": {
-                "query": dense("self_attn.q_proj", c.qkv_bias, q_shape),
-                "key": dense("self_attn.k_proj", c.qkv_bias, kv_shape),
-                "value": dense("self_attn.v_proj", c.qkv_bias, kv_shape),
-                "output": dense("self_attn.o_proj", c.output_bias, q_shape, inputs=True),
-                **{n: learned(n) for n in c.learned()},
-            },
-            "mlp": {
-                "up": dense("mlp.up_proj", c.mlp_bias),
-                "gate": dense("mlp.gate_proj", c.mlp_bias),
-                "down": dense("mlp.down_proj", c.mlp_bias),
-            },
-        },
-    }
-    if not c.tied:
-        params["unembed"] = {"kernel": get("lm_head.weight").T}
-    return params
-
-
-def _gpt2_plan(get: _Tensors, c: DecoderConfig) -> Params:
-    def stack(name: str, form: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> np.ndarray:
-        return get.layers(get.prefix + "h.{}." + name, c.num_layers, form)
-
-    def dense(name: str) -> Params:
-        """GPT-2's Conv1D is [in, out] already."""
-        return {"kernel": stack(name + ".weight"), "bias": stack(name + ".bias")}
-
-    def norm(name: str) -> Params:
-        return {"scale": stack(name + ".weight"), "bias": stack(name + ".bias")}
-
-    def learned(name: str) -> Any:
-        theirs = LEARNED_NAME.format(name)
-        return dense(theirs) if name == "beta" else stack(theirs)
-
-    heads = (c.num_heads, c.head_width)
-
-    def part(index: int) -> Params:
-        """Query, key or value out of the joint projection [D, 3 * D]."""
-        columns = slice(index * c.width, (index + 1) * c.width)
-        return {
-            "kernel": stack("attn.c_attn.weight", lambda w: w[:, columns].reshape(-1, *heads)),
-            "bias": stack("attn.c_attn.bias", lambda b: b[columns].reshape(heads)),
-        }
-
-    output = {
-        "kernel": stack("attn.c_proj.weight", lambda w: w.reshape(*heads, -1)),
-        "bias": stack("attn.c_proj.bias"),
-    }
-    params = {
-        "embed": {"embedding": get(get.prefix + "wte.weight")},
-        "embed_positions": {"embedding": get(get.prefix + "wpe.weight")},
-        "final_norm": {
-            "scale": get(get.prefix + "ln_f.weight"),
-            "bias": get(get.prefix + "ln_f.bias"),
-        },
-        "layers": {
-            "attention_norm": norm("ln_1"),
-            "mlp_norm": norm("ln_2"),
-            "attention": {
-                "query": part(0),
-                "key": part(1),
-                "value": part(2),
-                "output": output,
-                **{n: learned(n) for n in c.learned()},
-            },
-            "mlp": {"up": dense("mlp.c_fc"), "down": dense("mlp.c_proj")},
-        },
-    }
-    if not c.tied:
-        params["unembed"] = {"kernel": get("lm_head.weight").T}
-    return params
+    hf = _read_json(folder / "config.json")
+    return tensors.load(folder, plan(hf, config), config, shardings)
 
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 over the model's config, tokenizer and weights, in that order."""
-    return _sha256([folder / "config.json", folder / "tokenizer.json", *weight_files(folder)])
+    described = [folder / "config.json", *_tokenizer_files(folder)]
+    return _sha256([*described, *tensors.weight_files(folder)])
 
 
 def _sha256(files: list[Path]) -> str:
@@ -447,20 +242,41 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
-    if not path.is_file():
-        raise UserError(f"{path.parent} has no tokenizer.json; copy the model's tokenizer there")
+def _tokenizer_files(folder: Path) -> list[Path]:
+    """tokenizer.json, or the two files of models that are older than it.
+
+    Raises:
+        UserError: when there is neither.
+    """
+    for names in (["tokenizer.json"], ["vocab.json", "merges.txt"]):
+        files = [folder / name for name in names]
+        if all(file.is_file() for file in files):
+            return files
+    raise UserError(
+        f"{folder} has no tokenizer.json (nor vocab.json and merges.txt); copy the model's "
+        "tokenizer there"
+    )
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    path, *merges = _tokenizer_files(folder)
+    if merges:
+        return bpe.from_folder(path, *merges)
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as e:  # the tokenizers package raises plain Exception
         raise UserError(f"{path}: not a tokenizer that `tokenizers` can read ({e})") from e
+    tokenizer.no_truncation()  # some files cut or fill up every text
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _special_tokens(hf: dict[str, Any], vocab_size: int, folder: Path) -> tuple[int, int]:
     """(bos, eos) ids; a model with one of them uses it for both; some list several eos."""
     eos = hf.get("eos_token_id")
     eos = eos[0] if isinstance(eos, list) else eos
-    bos = hf.get("bos_token_id")
+    # XGLM's config.json names <s>, but its texts start with </s>, as all of fairseq's do.
+    bos = eos if hf.get("model_type") == "xglm" else hf.get("bos_token_id")
     if bos is None and eos is None:
         raise UserError(f"{folder}: config.json has no bos_token_id and no eos_token_id; add one")
     bos = cast(int, eos if bos is None else bos)

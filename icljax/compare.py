@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from icljax import metrics
-from icljax.model import Array, State, rotate
+from icljax.model import Array, Rope, State, rotate
 from icljax.settings import Records
 
 _TINY = 1e-30
@@ -84,7 +84,7 @@ def similarity(
     """
     z, i, f = zsl.attention, icl.attention, ft.attention
     update, update_scores, weights = _random_like(
-        key, (z.attn_out, z.scores_query, icl_weights(i.scores_state, training)), random_kind
+        key, (z.attn_out, z.scores_query, icl_weights(icl.scores_state, training)), random_kind
     )
     random_ft, random_scores = z.attn_out + update, z.scores_query + update_scores
     mask = query_mask[:, None, :]
@@ -101,13 +101,13 @@ def similarity(
         sim_am_delta_random=metrics.sim_am_delta(
             z.scores_query, random_scores, i.scores_query, mask
         ),
-        **_training_similarity(i.scores_state, f.query, weights, training, num_demonstrations),
+        **_training_similarity(icl.scores_state, f.query, weights, training, num_demonstrations),
         **_update_similarity(zsl, ft, training.update, query_mask, seed_key),
     )
 
 
 def demonstration_update(
-    state: State, columns: Array, compared: jax.Array, shift: jax.Array, theta: float | None
+    state: State, columns: Array, compared: jax.Array, shift: jax.Array, rope: Rope | None
 ) -> jax.Array:
     """dW_ICL = sum_i v_i k_i^T over the demonstrations (method section 1): [L, G, V, K].
 
@@ -116,15 +116,15 @@ def demonstration_update(
     Args:
         columns: int32 [C], the demonstrations' tokens; compared: bool [C], False on padding.
         shift: int32 [], how many tokens later the query stands than in the zero-shot prompt.
-        theta: base of rotary positions, by which keys are turned as if the query stood where it
-            does in the zero-shot prompt, so that updates of both prompts meet in one frame; None
-            for models without.
+        rope: rotary positions, by which keys are turned as if the query stood where it does in
+            the zero-shot prompt, so that updates of both prompts meet in one frame; None for
+            models without.
     """
     keys = state.keys[:, columns].astype(jnp.float32)
     values = jnp.where(compared[None, :, None, None], state.values[:, columns], 0)
-    if theta is not None:
+    if rope is not None:
         turned = jnp.full(keys.shape[:2], -shift)
-        keys = rotate(keys, turned, theta)
+        keys = rotate(keys, turned, rope)
     return jnp.einsum("LCGV,LCGK->LGVK", values.astype(jnp.float32), keys)
 
 

@@ -74,6 +74,12 @@ def default() -> ConfigDict:
 
     config.finetune.remat = False  # recompute layers in the backward pass: less memory, slower
 
+    # Devices over which queries and finetuning runs are split (data), and heads, MLP and vocabulary
+    # (model); -1: all that are left.
+    config.mesh = ConfigDict()
+    config.mesh.data = -1
+    config.mesh.model = 1
+
     # Each seed's learning rate is the best one on this split.
     config.selection = ConfigDict()
     config.selection.split = "train"  # "train": held out of it; "validation": as in the paper
@@ -83,7 +89,7 @@ def default() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.num_examples = 200  # of the validation split, shuffled with eval.seed; 0: all
     config.eval.seed = 1
-    config.eval.tokens_per_batch = 0  # 0: 1,024 on CPU, 16,384 on an accelerator
+    config.eval.tokens_per_batch = 0  # 0: 512 on CPU, 4,096 on an accelerator (each)
 
     # The same comparison on models that were never trained, beside the trained one's.
     config.controls = ConfigDict()

@@ -1,26 +1,34 @@
 """Controls: the same comparison where nothing was learned, so that a score can be judged."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from icljax.grid import Chosen, finetune_pieces
+from icljax.chunks import Arrays, Chunks
+from icljax.grid import Chosen, Kept, Run, finetune_pieces
 from icljax.job import Job
 from icljax.model import DecoderConfig, Params, init_params
 from icljax.programs import Comparison, Programs, compare_settings, encode_demonstrations
 from icljax.prompts import Queries
+from icljax.settings import Finetuned
 
 
 def reinitialize(params: Params, decoder: DecoderConfig, weights: str, seed: int) -> Params:
     """The untrained controls of Deutch et al. 2024; "trained" returns `params` itself."""
     if weights == "trained":
         return params
-    fresh = jax.jit(lambda key: init_params(decoder, key))(jax.random.key(seed))
-    fresh = jax.tree.map(lambda new, old: new.astype(old.dtype), fresh, params)
+
+    def init(key: jax.Array) -> Params:
+        return jax.tree.map(
+            lambda new, old: new.astype(old.dtype), init_params(decoder, key), params
+        )
+
+    where = jax.tree.map(lambda x: x.sharding, params)
+    fresh = jax.jit(init, out_shardings=where)(jax.random.key(seed))
     if weights == "untrained":
         return fresh
 
@@ -38,6 +46,7 @@ def compare_untrained(
     queries: Queries,
     chosen: Chosen,
     config: ConfigDict,
+    chunks: Chunks,
     advance: Callable[[int], None],
 ) -> dict[str, Comparison]:
     """The same comparison on models that were never trained (Deutch et al. 2024).
@@ -46,20 +55,31 @@ def compare_untrained(
     """
     runs = list(enumerate(chosen.rate_index.tolist()))
     demonstrations = job.demonstrations
+
+    def keep_all(piece: list[Run], tuned: Finetuned) -> tuple[Arrays, list[Run]]:
+        return {}, piece
+
     comparisons = {}
     for name in config.controls.weights:
         fresh = reinitialize(params, decoder, name, config.metrics.seed)
-        pieces = [
-            tuned for _, tuned in finetune_pieces(programs, fresh, demonstrations, runs, config)
-        ]
-        # The last piece may have been filled up beyond the last seed.
-        tuned = jax.tree.map(lambda *x: jnp.concatenate(x)[: len(runs)], *pieces)
-        states = encode_demonstrations(programs, fresh, demonstrations)
-        finetuned = (tuned.key_value, tuned.queries)
+        kept = Kept(programs, fresh, demonstrations, chunks)
+        for _ in finetune_pieces(kept, runs, config, f"{name}-finetune", keep_all):
+            pass
         comparisons[name] = compare_settings(
-            programs, fresh, states, finetuned, demonstrations, queries, advance
+            programs,
+            fresh,
+            encode_demonstrations(programs, fresh, demonstrations),
+            kept.stacked(f"{name}-finetune", runs),
+            demonstrations,
+            queries,
+            functools.partial(_committed, chunks, name),
+            advance,
         )
     return comparisons
+
+
+def _committed(chunks: Chunks, name: str, number: int, read: Callable[[], Arrays]) -> Arrays:
+    return chunks.once(f"{name}-compare-{number:04d}", read)
 
 
 def first_batches(queries: Queries, num_examples: int) -> Queries:

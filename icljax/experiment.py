@@ -1,6 +1,7 @@
 """The comparison, as the paper's section reads: load, prompt, encode, finetune, compare, report."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from icljax import checkpoints, controls, mixing, report, results, workdir
+from icljax import checkpoints, controls, mixing, report, results, runtime, sharding, workdir
+from icljax.chunks import Chunks
 from icljax.config import validate
 from icljax.grid import finetune_grid
 from icljax.job import Job, prepare
-from icljax.model import Params, State
+from icljax.job import fingerprint as job_fingerprint
+from icljax.model import DecoderConfig, Params, State, init_params
 from icljax.programs import (
     Comparison,
     Programs,
@@ -37,6 +40,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
     done = workdir.open_workdir(path, config)
     if done is not None:
         return done
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     with Stages(console) as stages:
         with stages.stage("model", "model (fetched and converted once)", 1) as bar:
             checkpoint = checkpoints.open_checkpoint(config.model, bar.at)
@@ -52,10 +56,14 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
                 attention=kinds,
                 implementation=config.attention.implementation,
             )
-            params = checkpoints.load_params(checkpoint.folder, decoder)
+            chunks = Chunks(path, identity(config, checkpoint, job, mesh), stages.note)
+            if len(chunks):
+                stages.note(f"Going on after {len(chunks)} committed chunks in {path}.")
+            where = sharding.shardings(shapes(decoder), mesh)
+            params = checkpoints.load_params(checkpoint.folder, decoder, where)
             params = controls.reinitialize(params, decoder, config.weights, config.metrics.seed)
             num_demonstrations = job.demonstrations.train.shape[1]
-            programs = make_programs(decoder, config, job.encoder, num_demonstrations)
+            programs = make_programs(decoder, config, job.encoder.bos, num_demonstrations, mesh)
 
         with stages.stage("encode", "encode the demonstrations, once", 1):
             states = encode_demonstrations(programs, params, job.demonstrations)
@@ -67,12 +75,20 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
             job.selection,
             job.selection_labels,
             config,
+            chunks,
             stages,
         )
         with stages.stage("compare", "ZSL, ICL, FT and metrics", len(job.labels)) as advance:
             finetuned = (chosen.key_value, chosen.queries)
             comparison = compare_settings(
-                programs, params, states, finetuned, job.demonstrations, job.evaluation, advance
+                programs,
+                params,
+                states,
+                finetuned,
+                job.demonstrations,
+                job.evaluation,
+                lambda number, read: chunks.once(f"compare-{number:04d}", read),
+                advance,
             )
             best_seed = select_seed(programs, params, states, job, comparison, config)
         untrained: dict[str, Comparison] = {}
@@ -81,7 +97,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
             total = len(names) * int(np.sum(queries.example >= 0))
             with stages.stage("controls", "the same on untrained models", total) as advance:
                 untrained = controls.compare_untrained(
-                    programs, params, decoder, job, queries, chosen, config, advance
+                    programs, params, decoder, job, queries, chosen, config, chunks, advance
                 )
 
         with stages.stage("report", "statistics, report and figures", 1):
@@ -89,10 +105,38 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
             summary = results.summarize(config, checkpoint, job, chosen, arrays, best_seed)
             summary["controls"] = results.summarize_controls(config, job, untrained)
             summary["seconds"] = stages.seconds
-            workdir.save_examples(path, arrays)
-            report.write(path, summary)
-    workdir.save_results(path, summary)
+            if runtime.is_first():
+                with workdir.writing(path):
+                    workdir.save_examples(path, arrays)
+                    report.write(path, summary)
+    if runtime.is_first():
+        with workdir.writing(path):
+            workdir.save_results(path, summary)
+        chunks.clear()
     return summary
+
+
+def shapes(decoder: DecoderConfig) -> Params:
+    """The decoder's parameters as shapes, costing no memory."""
+    return jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
+
+
+def identity(
+    config: ConfigDict, checkpoint: checkpoints.Checkpoint, job: Job, mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+    """What a job's numbers depend on beside its config; the same on every host."""
+    files = {
+        "model files": checkpoints.fingerprint(checkpoint.folder),
+        "data and prompts": job_fingerprint(job),
+    }
+    for what, value in files.items():
+        runtime.check_same(what, value)
+    made_with = results.provenance(config)
+    return files | {
+        "mesh": dict(mesh.shape),
+        "versions": made_with["versions"],
+        "device": made_with["device"]["kind"],
+    }
 
 
 def compute_dtype(config: ConfigDict) -> str:
@@ -117,7 +161,11 @@ def select_seed(
         logprob = comparison.logprob_icl
     else:
         logprob = read_all(
-            lambda q: programs.score_states(params, states, q), job.selection, lambda: None
+            functools.partial(programs.score_states, params, states),
+            job.selection,
+            programs.mesh,
+            lambda: None,
+            by_row=True,
         )
     accuracy = np.mean(logprob.argmax(-1) == job.selection_labels, -1)
     return int(accuracy.argmax()), accuracy.tolist()

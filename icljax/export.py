@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 
 from icljax import workdir
 from icljax.attention import Kind
-from icljax.checkpoints import ATTENTION_KEY, LEARNED_NAME, decoder_config
 from icljax.errors import UserError
+from icljax.families import ATTENTION_KEY, LEARNED_NAME, decoder_config
 from icljax.model import DecoderConfig, Params
 
 Tensors = dict[str, np.ndarray]
@@ -59,7 +59,7 @@ def _llama(config: DecoderConfig) -> dict[str, Any]:
         "head_dim": config.head_width,
         "max_position_embeddings": config.context_length,
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
+        "rope_theta": config.rope.theta if config.rope else None,
         "hidden_act": "silu",
         "attention_bias": config.qkv_bias,
         "mlp_bias": config.mlp_bias,

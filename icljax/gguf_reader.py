@@ -1,4 +1,4 @@
-"""GGUF files (Llama-type models) turned into Hugging Face folders.
+"""GGUF files (Llama, Qwen2, Qwen3) turned into Hugging Face folders.
 
 The header is parsed here and not by `gguf.GGUFReader`: that one makes an array of every string of
 the vocabulary (49k tokens: 2.6 s on CPU, here 0.1 s) and fails obscurely on a truncated file.
@@ -9,10 +9,7 @@ import dataclasses
 import json
 import math
 import mmap
-import os
-import shutil
 import struct
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,9 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType, TokenType
 from gguf.quants import dequantize, quant_shape_to_byte_shape
-from safetensors.numpy import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer
 
+from icljax import bpe, tensors
 from icljax.errors import UserError
 
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # value type -> struct letter
@@ -34,28 +31,42 @@ _TOP = {
     "output": "lm_head",  # absent where the embedding is tied
 }
 _BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+    "attn_norm.weight": "input_layernorm.weight",
+    "attn_q.weight": "self_attn.q_proj.weight",
+    "attn_k.weight": "self_attn.k_proj.weight",
+    "attn_v.weight": "self_attn.v_proj.weight",
+    "attn_output.weight": "self_attn.o_proj.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    "ffn_gate.weight": "mlp.gate_proj.weight",
+    "ffn_up.weight": "mlp.up_proj.weight",
+    "ffn_down.weight": "mlp.down_proj.weight",
 }
+# What a layer of each architecture has beside these.
+_MORE = {
+    "llama": {},
+    "qwen2": {f"attn_{x}.bias": f"self_attn.{x}_proj.bias" for x in "qkv"},
+    "qwen3": {f"attn_{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"},
+}
+# Llama 3.1's and 3.2's frequencies are scaled by these; their factors are in the file.
+_LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+_FREQUENCIES = "rope_freqs.weight"
 
 
 def convert(path: Path, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
     """Writes `folder` as `transformers` and `tokenizers` read it, from the GGUF file `path`.
 
-    The folder holds config.json, model.safetensors (float32), tokenizer.json (adds no BOS by
-    itself) and tokenizer_config.json. It appears whole or not at all; where a complete one is there
-    already (a second converter was faster), that one is kept. Peak memory: the float32 model and
-    the mapped file.
+    The folder holds config.json, model.safetensors (float32; several files and their index where
+    it is large), tokenizer.json (adds no BOS by itself) and tokenizer_config.json. It appears whole
+    or not at all; where a complete one is there already (a second converter was faster), that one
+    is kept. One tensor is in memory at a time.
 
     Args:
-        path: the GGUF file, of architecture "llama" with a byte-level BPE vocabulary.
+        path: the GGUF file, of one of the architectures "llama", "qwen2" and "qwen3", with a
+            byte-level BPE vocabulary.
         folder: the folder to make; its parents are made too.
         progress: called after each tensor with (tensors done, tensors in all).
 
@@ -66,32 +77,26 @@ def convert(path: Path, folder: Path, progress: Callable[[int, int], None] | Non
     config = _config(gguf)
     tokenizer = _tokenizer(gguf)
     names = _hf_names(gguf, config)
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    done = 0
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        # One level down, so that the folder has ordinary permissions (scratch: the owner's only).
-        made = Path(scratch) / folder.name
-        made.mkdir()
+    def get(theirs: str) -> np.ndarray:
+        nonlocal done
+        array = _dequantize(gguf, names[theirs])
+        part = theirs.split(".")[-2]
+        if gguf.architecture == "llama" and part in heads:
+            array = _half_split_rows(array, heads[part])
+        done += 1
+        if progress is not None:
+            progress(done, len(names))
+        return array
+
+    with tensors.new_folder(folder) as made:
         _write_json(made / "config.json", config)
         _write_json(made / "tokenizer_config.json", _tokenizer_config(gguf, config))
         tokenizer.save(str(made / "tokenizer.json"))
-        tensors = _tensors(gguf, names, config, progress)
-        save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
-        # Some versions of safetensors make the file readable by its owner only.
-        shutil.copymode(made / "config.json", made / "model.safetensors")
-        _publish(made, folder)
-
-
-def _publish(made: Path, folder: Path) -> None:
-    """Renames `made` to `folder`, unless a complete one has appeared there in the meantime."""
-    try:
-        os.replace(made, folder)
-    except OSError as error:
-        if not (folder / "model.safetensors").is_file():
-            raise UserError(
-                f"cannot write {folder}: it exists and is not a converted model "
-                f"({error.strerror}). Remove it, or choose another folder."
-            ) from error
+        shapes = {theirs: ("F32", gguf.tensors[ours].shape) for theirs, ours in names.items()}
+        tensors.write(made, shapes, get)
 
 
 # ---- The file ----------------------------------------------------------------------------------
@@ -116,21 +121,32 @@ class _Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _Gguf:
-    """A parsed GGUF file; `data` are all of its bytes, mapped and not read."""
+    """A parsed GGUF file; fields of the model itself are named after its architecture."""
 
     path: Path
-    data: memoryview
     fields: dict[str, Any]
     tensors: dict[str, _Tensor]
+
+    @property
+    def architecture(self) -> str:
+        return self.field("general.architecture")
 
     def field(self, name: str) -> Any:
         """The value of a field that must be there."""
         if name not in self.fields:
             raise UserError(
-                f"{self.path} has no field {name}, which a Llama model needs. "
+                f"{self.path} has no field {name}, which the model needs. "
                 "Convert it again with llama.cpp, or give another file."
             )
         return self.fields[name]
+
+    def size(self, name: str) -> Any:
+        """The value of a field of this architecture that must be there."""
+        return self.field(f"{self.architecture}.{name}")
+
+    def option(self, name: str, default: Any) -> Any:
+        """The value of a field of this architecture that may be missing."""
+        return self.fields.get(f"{self.architecture}.{name}", default)
 
 
 class _Cursor:
@@ -177,7 +193,7 @@ def _read(path: Path) -> _Gguf:
             f"{path} is truncated: it has {len(data):,} bytes, its tensors need {expected:,}. "
             "Download it again."
         )
-    return _Gguf(path, data, fields, tensors)
+    return _Gguf(path, fields, tensors)
 
 
 def _map(path: Path) -> memoryview:
@@ -226,28 +242,34 @@ def _parse(data: memoryview) -> tuple[dict[str, Any], dict[str, _Tensor]]:
 
 
 def _config(gguf: _Gguf) -> dict[str, Any]:
-    """config.json of a LlamaForCausalLM."""
-    _check_architecture(gguf)
+    """config.json of a LlamaForCausalLM, or Qwen's."""
+    architecture = gguf.architecture
+    if architecture not in _MORE:
+        raise UserError(
+            f"{gguf.path} holds a model of architecture {architecture!r}, supported: "
+            f"{', '.join(map(repr, _MORE))}. Give a Llama-type model."
+        )
     if "token_embd.weight" not in gguf.tensors:
         raise _missing(gguf, "token_embd.weight")
-    heads = gguf.field("llama.attention.head_count")
-    width = gguf.field("llama.embedding_length")
-    theta = _decimal(gguf.fields.get("llama.rope.freq_base", 10000.0))
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+    heads = gguf.size("attention.head_count")
+    width = gguf.size("embedding_length")
+    theta = _decimal(gguf.option("rope.freq_base", 10000.0))
+    head_dim = gguf.option("attention.key_length", width // heads)
+    return {
+        "architectures": [f"{architecture.title()}ForCausalLM"],
+        "model_type": architecture,
         "vocab_size": gguf.tensors["token_embd.weight"].shape[0],
         "hidden_size": width,
-        "intermediate_size": gguf.field("llama.feed_forward_length"),
-        "num_hidden_layers": gguf.field("llama.block_count"),
+        "intermediate_size": gguf.size("feed_forward_length"),
+        "num_hidden_layers": gguf.size("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": gguf.fields.get("llama.attention.head_count_kv", heads),
-        "head_dim": gguf.fields.get("llama.attention.key_length", width // heads),
+        "num_key_value_heads": gguf.option("attention.head_count_kv", heads),
+        "head_dim": head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": gguf.field("llama.context_length"),
-        "rms_norm_eps": _decimal(gguf.field("llama.attention.layer_norm_rms_epsilon")),
+        "max_position_embeddings": gguf.size("context_length"),
+        "rms_norm_eps": _decimal(gguf.size("attention.layer_norm_rms_epsilon")),
         "rope_theta": theta,  # transformers 4; version 5 reads the next line
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "rope_parameters": {**_rope(gguf, theta, head_dim), "rope_theta": theta},
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
@@ -255,8 +277,6 @@ def _config(gguf: _Gguf) -> dict[str, Any]:
         "eos_token_id": gguf.fields.get("tokenizer.ggml.eos_token_id"),
         "dtype": "float32",
     }
-    _check_rotary(gguf, config["head_dim"])
-    return config
 
 
 def _decimal(value: float) -> float:
@@ -264,76 +284,68 @@ def _decimal(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _check_architecture(gguf: _Gguf) -> None:
-    architecture = gguf.field("general.architecture")
-    if architecture != "llama":
-        raise UserError(
-            f"{gguf.path} holds a model of architecture {architecture!r}, supported: 'llama'. "
-            "Give a Llama-type model."
-        )
-
-
-def _check_rotary(gguf: _Gguf, head_dim: int) -> None:
-    """Refuses the kinds of rotary embedding that would load and then be silently wrong."""
-    scaling = gguf.fields.get("llama.rope.scaling.type", "none")
-    rotated = gguf.fields.get("llama.rope.dimension_count", head_dim)
+def _rope(gguf: _Gguf, theta: float, head_dim: int) -> dict[str, Any]:
+    """The kind of rotary embedding; others would load and then be silently wrong."""
+    scaling = gguf.option("rope.scaling.type", "none")
+    rotated = gguf.option("rope.dimension_count", head_dim)
     if scaling != "none" or rotated != head_dim:
         raise UserError(
             f"{gguf.path} has rotary scaling {scaling!r} over {rotated} of {head_dim} head "
             f"dimensions, supported: 'none' over all {head_dim}. Give another model."
         )
+    if _FREQUENCIES not in gguf.tensors:
+        return {"rope_type": "default"}
+    stored = _dequantize(gguf, _FREQUENCIES)
+    factor = float(stored.max())
+    if not np.allclose(stored, _llama3_scales(theta, head_dim, factor), rtol=1e-3):
+        raise UserError(
+            f"{gguf.path} scales its rotary frequencies by {_FREQUENCIES}, but not as Llama 3.1 "
+            "does. Give another model."
+        )
+    return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
+
+
+def _llama3_scales(theta: float, head_dim: int, factor: float) -> np.ndarray:
+    """What Llama 3.1 divides its frequencies by [head_dim / 2]: long waves by all of `factor`."""
+    waves = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    turns = _LLAMA3["original_max_position_embeddings"] / waves
+    low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return 1 / ((1 - kept) / factor + kept)
 
 
 def _hf_names(gguf: _Gguf, config: dict[str, Any]) -> dict[str, str]:
-    """GGUF name -> Hugging Face name, of exactly the tensors that the file must hold."""
-    names = {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in _TOP.items()}
+    """Hugging Face name -> GGUF name, of exactly the tensors that the file must hold."""
+    names = {f"{theirs}.weight": f"{ours}.weight" for ours, theirs in _TOP.items()}
     if config["tie_word_embeddings"]:
-        del names["output.weight"]
+        del names["lm_head.weight"]
     for layer in range(config["num_hidden_layers"]):
-        for ours, theirs in _BLOCK.items():
-            names[f"blk.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
-    for name in names:
+        for ours, theirs in (_BLOCK | _MORE[gguf.architecture]).items():
+            names[f"model.layers.{layer}.{theirs}"] = f"blk.{layer}.{ours}"
+    for name in names.values():
         if name not in gguf.tensors:
             raise _missing(gguf, name)
-    if unknown := sorted(set(gguf.tensors) - set(names)):
+    if unknown := sorted(set(gguf.tensors) - set(names.values()) - {_FREQUENCIES}):
         raise UserError(
-            f"{gguf.path} holds {len(unknown)} tensor(s) that a plain Llama model does not have, "
-            f"such as {unknown[0]}. Give a model without biases, experts and rotary scaling."
+            f"{gguf.path} holds {len(unknown)} tensor(s) that a plain model of its architecture "
+            f"({gguf.architecture}) does not have, such as {unknown[0]}. Give a model without "
+            "experts and added biases."
         )
     return names
 
 
 def _missing(gguf: _Gguf, name: str) -> UserError:
     return UserError(
-        f"{gguf.path} has no tensor {name} among its {len(gguf.tensors)}, which a Llama model "
+        f"{gguf.path} has no tensor {name} among its {len(gguf.tensors)}, which the model "
         "needs. Download it again, or give another file."
     )
-
-
-def _tensors(
-    gguf: _Gguf,
-    names: dict[str, str],
-    config: dict[str, Any],
-    progress: Callable[[int, int], None] | None,
-) -> dict[str, np.ndarray]:
-    """Every tensor in float32, under its Hugging Face name and in its order of rows."""
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    tensors = {}
-    for done, (ours, theirs) in enumerate(names.items(), start=1):
-        array = _dequantize(gguf, ours)
-        part = ours.split(".")[-2]
-        if part in heads:
-            array = _half_split_rows(array, heads[part])
-        tensors[theirs] = array
-        if progress is not None:
-            progress(done, len(names))
-    return tensors
 
 
 def _dequantize(gguf: _Gguf, name: str) -> np.ndarray:
     """The tensor in float32, contiguous."""
     tensor = gguf.tensors[name]
-    raw = np.frombuffer(gguf.data[tensor.offset : tensor.end], np.uint8)
+    # Read and not mapped: mapped pages would stay, and count as this process's memory.
+    raw = np.fromfile(gguf.path, np.uint8, tensor.end - tensor.offset, offset=tensor.offset)
     try:
         return dequantize(raw.reshape(tensor.byte_shape), tensor.kind)
     except NotImplementedError as error:
@@ -365,30 +377,20 @@ def _tokenizer(gguf: _Gguf) -> Tokenizer:
             f"{gguf.path} has a tokenizer of model {model!r}, supported: 'gpt2' (byte-level BPE). "
             "Give another model."
         )
-    pre_tokenizer = _pre_tokenizer(gguf)
+    split = gguf.field("tokenizer.ggml.pre")
+    if split not in bpe.NAMES:
+        raise UserError(
+            f"{gguf.path} has the pre-tokenizer {split!r}, supported: "
+            f"{', '.join(map(repr, bpe.NAMES))}. Give another model."
+        )
     tokens = gguf.field("tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ", 1)) for merge in gguf.field("tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizer
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = bpe.tokenizer(vocabulary, merges, split)
     kinds = gguf.field("tokenizer.ggml.token_type")
     tokenizer.add_special_tokens(_added(tokens, kinds, TokenType.CONTROL))
     tokenizer.add_tokens(_added(tokens, kinds, TokenType.USER_DEFINED))
     return tokenizer
-
-
-def _pre_tokenizer(gguf: _Gguf) -> pre_tokenizers.PreTokenizer:
-    name = gguf.field("tokenizer.ggml.pre")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if name == "gpt-2":
-        return byte_level
-    if name == "smollm":
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    raise UserError(
-        f"{gguf.path} has the pre-tokenizer {name!r}, supported: 'gpt-2', 'smollm'. "
-        "Give another model."
-    )
 
 
 def _added(tokens: list[str], kinds: list[int], kind: TokenType) -> list[AddedToken]:

@@ -2,22 +2,25 @@
 
 import functools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from icljax import settings
+from icljax import runtime, settings, sharding
+from icljax.chunks import Arrays, Chunks
 from icljax.errors import UserError
 from icljax.model import Params
-from icljax.programs import Programs, read_all
+from icljax.programs import DATA, TRAINING_QUERIES, Programs, read_all
 from icljax.progress import Stages
 from icljax.prompts import Demonstrations, Queries
 
 Run = tuple[int, int]  # (seed index, learning rate index)
+Tuned = tuple[Params, jax.Array]  # a run's key and value leaves, and its training queries
 
 
 class Chosen(NamedTuple):
@@ -46,6 +49,7 @@ def finetune_grid(
     selection: Queries,
     labels: np.ndarray,
     config: ConfigDict,
+    chunks: Chunks,
     stages: Stages,
 ) -> Chosen:
     """Finetunes every learning rate x seed, piece by piece, and keeps each seed's best run.
@@ -59,21 +63,29 @@ def finetune_grid(
     rates, num_seeds = config.finetune.learning_rates, len(config.seeds)
     runs = [(seed, rate) for seed in range(num_seeds) for rate in range(len(rates))]
     table = np.full((3, num_seeds, len(rates)), np.nan)
-    best: dict[int, tuple[tuple[float, float], int, Params, jax.Array]] = {}
+    best: dict[int, Run] = {}
     num_steps, num_batches = demonstrations.train.shape[1], selection.example.shape[0]
     total = len(runs) * (num_steps + num_batches)
+    kept = Kept(programs, params, demonstrations, chunks)
     with stages.stage("finetune", f"finetune {len(runs)} runs, select rates", total) as advance:
-        for piece, tuned in finetune_pieces(programs, params, demonstrations, runs, config):
-            advance(len(piece) * num_steps)
-            score = functools.partial(programs.score, params, tuned.key_value)
-            logprob = read_all(score, selection, functools.partial(advance, len(piece)))
-            scores = _selection_scores(logprob, labels, tuned.loss)
-            for i, (s, r) in enumerate(piece):
-                table[:, s, r] = scores[:, i]
-                rank = (scores[0, i], -scores[1, i])
-                if np.isfinite(rank).all() and (s not in best or rank > best[s][0]):
-                    leaves = jax.tree.map(lambda x, i=i: x[i], tuned.key_value)
-                    best[s] = (rank, r, leaves, tuned.queries[i])
+
+        def judge(piece: list[Run], tuned: settings.Finetuned) -> tuple[Arrays, list[Run]]:
+            def score(batch: Queries) -> Any:
+                return programs.score(params, tuned.key_value, batch)
+
+            logprob = read_all(score, selection, programs.mesh, lambda: None)
+            scores = _selection_scores(logprob[: len(piece)], labels, tuned.loss[: len(piece)])
+            return {"scores": scores}, list(_best_runs(piece, scores, table, best).values())
+
+        for piece, arrays in finetune_pieces(kept, runs, config, "finetune", judge):
+            now = _best_runs(piece, arrays["scores"], table, best)
+            for (s, r), scores in zip(piece, arrays["scores"].T, strict=True):
+                table[:, s, r] = scores
+            for s, run in now.items():
+                if s in best:
+                    kept.forget("finetune", best[s])
+                best[s] = run
+            advance(len(piece) * (num_steps + num_batches))
     for s, number in enumerate(config.seeds):
         if s not in best:
             raise UserError(
@@ -82,34 +94,125 @@ def finetune_grid(
                 "--config.finetune.learning_rates"
             )
     chosen = [best[s] for s in range(num_seeds)]
-    return Chosen(
-        key_value=jax.tree.map(lambda *x: jnp.stack(x), *(c[2] for c in chosen)),
-        queries=jnp.stack([c[3] for c in chosen]),
-        rate_index=np.asarray([c[1] for c in chosen]),
-        accuracy=table[0],
-        nll=table[1],
-        loss=table[2],
-    )
+    key_value, queries = kept.stacked("finetune", chosen)
+    return Chosen(key_value, queries, np.asarray([r for _, r in chosen]), *table)
+
+
+def _best_runs(
+    piece: list[Run], scores: np.ndarray, table: np.ndarray, best: dict[int, Run]
+) -> dict[int, Run]:
+    """Of each seed in the piece, its run that beats the seed's best so far, if one does.
+
+    Args:
+        scores: [3, runs], (accuracy, nll, loss) of the piece; NaN where a run diverged.
+        table: [3, seeds, rates], the same of the runs before.
+    """
+    top = {s: (table[0, s, r], -table[1, s, r]) for s, (_, r) in best.items()}
+    out = {}
+    for (s, r), (accuracy, nll, _) in zip(piece, scores.T, strict=True):
+        if np.isfinite(accuracy) and (s not in top or (accuracy, -nll) > top[s]):
+            top[s], out[s] = (accuracy, -nll), (s, r)
+    return out
+
+
+class Kept:
+    """Finetuned runs that something later needs: on the devices, and on disk for a restart."""
+
+    def __init__(
+        self,
+        programs: Programs,
+        params: Params,
+        demonstrations: Demonstrations,
+        chunks: Chunks,
+    ):
+        self.programs, self.params, self.chunks = programs, params, chunks
+        self.demonstrations = demonstrations
+        self._here: dict[str, Tuned] = {}
+
+    def keep(self, prefix: str, run: Run, tuned: settings.Finetuned, index: int) -> None:
+        """Takes run number `index` out of a finetuned piece."""
+        name = _tree_name(prefix, run)
+        self._here[name] = self.chunks.keep(name, self.programs.pick(tuned, np.int32(index)))
+
+    def forget(self, prefix: str, run: Run) -> None:
+        """Drops a run that a better one has replaced."""
+        self._here.pop(_tree_name(prefix, run), None)
+        self.chunks.forget(_tree_name(prefix, run))
+
+    def stacked(self, prefix: str, runs: list[Run]) -> Tuned:
+        """The runs as one tree with a leading axis, those of an earlier start read from disk."""
+        trees = []
+        for run in runs:
+            name = _tree_name(prefix, run)
+            here = self._here.pop(name, None)
+            trees.append(here or self.chunks.kept(name, self._abstract()))
+        return jax.jit(lambda *x: jax.tree.map(lambda *y: jnp.stack(y), *x))(*trees)
+
+    def _abstract(self) -> Any:
+        """Shapes and places of one run."""
+        leaves = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            settings.key_value(self.params),
+        )
+        layers, _, heads, width = self.params["layers"]["attention"]["query"]["kernel"].shape
+        shape = (layers, self.demonstrations.columns.shape[1], heads * width)
+        where = NamedSharding(self.programs.mesh, TRAINING_QUERIES)
+        return leaves, jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+
+
+def _tree_name(prefix: str, run: Run) -> str:
+    return f"{prefix}-seed{run[0]}-rate{run[1]}"
+
+
+Judge = Callable[[list[Run], settings.Finetuned], tuple[Arrays, list[Run]]]
 
 
 def finetune_pieces(
-    programs: Programs,
-    params: Params,
-    demonstrations: Demonstrations,
-    runs: list[Run],
-    config: ConfigDict,
-) -> Iterator[tuple[list[Run], settings.Finetuned]]:
-    """Finetunes runs (seed index, rate index), as many at once as memory allows.
+    kept: Kept, runs: list[Run], config: ConfigDict, prefix: str, judge: Judge
+) -> Iterator[tuple[list[Run], Arrays]]:
+    """Finetunes runs, as many at once as memory allows; a piece is a chunk.
 
     The last piece is filled up with its last run, so that one compiled program serves all.
+
+    Args:
+        judge: says what to commit of a piece, and which of its runs to keep.
     """
+    programs, chunks, mesh = kept.programs, kept.chunks, kept.programs.mesh
     rates = np.asarray(config.finetune.learning_rates, np.float32)
-    at_once = runs_at_once(config, params, demonstrations)
-    for start in range(0, len(runs), at_once):
-        piece = runs[start : start + at_once]
+    at_once = _committed_piece_size(kept, runs, config, prefix)
+
+    def finetune(piece: list[Run]) -> Arrays:
         seed, rate = np.asarray(piece + piece[-1:] * (at_once - len(piece))).T
-        drawn = jax.tree.map(lambda x, s=seed: x[s], demonstrations)
-        yield piece, jax.block_until_ready(programs.finetune(params, rates[rate], drawn))
+        drawn = jax.tree.map(lambda x: np.asarray(x)[seed], kept.demonstrations)
+        arguments = sharding.put((rates[rate], drawn), mesh, DATA)
+        tuned = programs.finetune(kept.params, *arguments)
+        arrays, keep = judge(piece, tuned)
+        for run in keep:
+            kept.keep(prefix, run, tuned, piece.index(run))
+        return arrays
+
+    for number, start in enumerate(range(0, len(runs), at_once)):
+        piece = runs[start : start + at_once]
+        name = f"{prefix}-{number:04d}"
+        yield piece, chunks.once(name, functools.partial(finetune, piece))
+
+
+def _committed_piece_size(kept: Kept, runs: list[Run], config: ConfigDict, prefix: str) -> int:
+    """As at the job's first start: what memory is free may have changed since."""
+
+    def choose() -> Arrays:
+        parts, split = kept.programs.mesh.shape["data"], kept.programs.mesh.shape["model"]
+        return {
+            "runs": np.asarray(
+                runtime.from_first(
+                    lambda: runs_at_once(
+                        config, kept.params, kept.demonstrations, len(runs), parts, split
+                    )
+                )
+            )
+        }
+
+    return int(kept.chunks.once(f"{prefix}-size", choose)["runs"])
 
 
 def _selection_scores(logprob: np.ndarray, labels: np.ndarray, loss: jax.Array) -> np.ndarray:
@@ -122,15 +225,28 @@ def _selection_scores(logprob: np.ndarray, labels: np.ndarray, loss: jax.Array) 
     return np.where(np.isfinite(scores).all(0), scores, np.nan)
 
 
-def runs_at_once(config: ConfigDict, params: Params, demonstrations: Demonstrations) -> int:
+def runs_at_once(
+    config: ConfigDict,
+    params: Params,
+    demonstrations: Demonstrations,
+    num_runs: int,
+    data: int = 1,
+    model: int = 1,
+    free: int | None = None,
+) -> int:
     """How many runs are finetuned together: what fits in memory, in pieces of one size.
 
     A deliberate over-estimate. Of each run: its leaves, their gradient and their update (float32),
     the training queries, and the logits and layer inputs of a step with their gradients.
+
+    Args:
+        params: arrays or shapes.
+        data, model: the mesh; runs are split over data, each run's arrays over model.
+        free: bytes that they may take on a device; None: `free_memory()`.
+
+    Returns:
+        A multiple of `data`.
     """
-    num_runs = len(config.seeds) * len(config.finetune.learning_rates)
-    if config.finetune.runs_at_once:
-        return min(config.finetune.runs_at_once, num_runs)
     leaves = jax.tree.leaves(settings.key_value(params))
     layers, width, heads, head_width = params["layers"]["attention"]["query"]["kernel"].shape
     vocab = params["embed"]["embedding"].shape[0]
@@ -138,14 +254,15 @@ def runs_at_once(config: ConfigDict, params: Params, demonstrations: Demonstrati
     _, steps, tokens = demonstrations.train.shape
     queries = steps * tokens * layers * heads * head_width
     kept = tokens * (layers * (width if config.finetune.remat else 8 * width + 4 * mlp) + 3 * vocab)
-    each = 4 * (3 * sum(x.size for x in leaves) + 2 * queries + kept)
-    fit = max(1, min(num_runs, free_memory() // each))
-    return math.ceil(num_runs / math.ceil(num_runs / fit))
+    each = 4 * (3 * sum(x.size for x in leaves) // model + 2 * queries // model + kept)
+    wanted = config.finetune.runs_at_once or data * max(1, (free or free_memory()) // each)
+    pieces = math.ceil(num_runs / min(wanted, num_runs))
+    return math.ceil(num_runs / pieces / data) * data
 
 
 def free_memory() -> int:
-    """Bytes that finetuning may take: half of what is free on the device, 1 GiB on a CPU."""
+    """Bytes a device may give to finetuning: half of what is free, on CPUs 1 GiB for all."""
     stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
     if not stats or "bytes_limit" not in stats:
-        return 1 << 30
+        return (1 << 30) // jax.local_device_count()
     return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) // 2

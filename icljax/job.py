@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -86,6 +87,15 @@ def prepare(
     )
 
 
+def fingerprint(job: Job) -> str:
+    """SHA-256 over all tokens and labels of the job, in hexadecimal."""
+    digest = hashlib.sha256()
+    arrays = (job.demonstrations, job.selection, job.evaluation, job.selection_labels, job.labels)
+    for x in jax.tree.leaves(arrays):
+        digest.update(f"{x.dtype}{x.shape}".encode() + np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()
+
+
 def draw_selection(
     config: ConfigDict, dataset: data.Dataset, drawn: Sequence[np.ndarray], rows: np.ndarray
 ) -> tuple[data.Split, np.ndarray]:
@@ -117,4 +127,4 @@ def demonstration_tokens(encoder: Encoder, split: data.Split, rows: np.ndarray) 
 def batch_tokens(config: ConfigDict) -> int:
     """Query tokens of one batch; on a CPU, attention scores that stay in its caches win."""
     on_cpu = jax.default_backend() == "cpu"
-    return config.eval.tokens_per_batch or (512 if on_cpu else 16_384)
+    return config.eval.tokens_per_batch or (512 if on_cpu else 4096)

@@ -1,14 +1,20 @@
 """The command line: parses flags, starts one experiment.
 
 python -m icljax.main --config=configs/mr.py --workdir=DIR
+
+Exit codes: 0 done; 2 a mistake, told in one line; 75 asked to stop (SIGTERM), and all that was done
+is committed: the same command continues; 76 another process of the job was lost: run the job again
+(134 where JAX's own service notices first, by a missing heartbeat, and aborts).
 """
 
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -19,6 +25,14 @@ from icljax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Job, e.g. configs/mr.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this job's results.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes, found out from Cloud TPU, Slurm or Kubernetes."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, to say it by hand."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: of the job.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: this process, from 0.")
 _USAGE = "python -m icljax.main --config=configs/mr.py --workdir=DIR [--config.FIELD=VALUE ...]"
 
 
@@ -32,12 +46,24 @@ def main(argv: Sequence[str]) -> None:
     from icljax import config, runtime
 
     absl_logging.set_verbosity(absl_logging.WARNING)  # not every step of writing a checkpoint
-    console = Console()
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        _join(runtime)
+    console = Console(quiet=not runtime.is_first())
     experiment = import_module(config.experiment_module(_CONFIG.value))
     experiment.validate(_CONFIG.value)
     runtime.set_up()
     path = Path(_WORKDIR.value).expanduser()
     experiment.show(experiment.run(_CONFIG.value, path, console), path, console)
+
+
+def _join(runtime: ModuleType) -> None:
+    by_hand = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if _COORDINATOR.value and None in by_hand:
+        raise UserError(
+            "--coordinator needs --num_processes and --process_id too; usage: "
+            "--coordinator=HOST:PORT --num_processes=N --process_id=I"
+        )
+    runtime.join(*by_hand)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -56,15 +82,49 @@ def _one_line(error: BaseException) -> str:
 
 
 def run() -> None:
-    """The console entry point: exit code 2 and one line for a user's mistake."""
+    """The console entry point: one line and an exit code, where a job does not come to its end."""
     logging.getLogger("jax").setLevel(logging.WARNING)  # absl shows INFO: probing for a TPU
     # XLA:CPU warns on standard error that a cached program names more CPU features than it knows.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         app.run(main, flags_parser=_parse)
     except UserError as e:
-        print(f"icljax: error: {_one_line(e)}", file=sys.stderr)
-        sys.exit(2)
+        _end(2, f"error: {_one_line(e)}")
+    except Exception as e:
+        code, line = _outside(e)
+        if code:
+            _end(code, line)
+        if not _COORDINATOR.value and not _DISTRIBUTED.value:
+            raise
+        traceback.print_exc()
+        _end(1, "error: a mistake of ours in one process ends the job; see above")
+
+
+def _outside(error: Exception) -> tuple[int, str]:
+    """(exit code, line) of what ended a job from outside it; code 0: a mistake of ours."""
+    from icljax import runtime
+
+    what = _one_line(error)[:300]
+    if isinstance(error, runtime.Stopped):
+        return runtime.STOPPED, what
+    if "RESOURCE_EXHAUSTED" in what:
+        return 2, (
+            f"error: the devices' memory is full ({what}); `python -m icljax.preflight` says what "
+            "fits: give a larger --config.mesh.model or a smaller --config.finetune.runs_at_once"
+        )
+    if runtime.several() and any(sign in what for sign in runtime.SIGNS_OF_LOSS):
+        return runtime.LOST, (
+            f"error: another process of the job was lost ({what}); what is committed is kept: run "
+            "the job again"
+        )
+    return 0, ""
+
+
+def _end(code: int, line: str) -> None:
+    """Ends at once: a process of several must not wait for one that is gone."""
+    print(f"icljax: {line}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

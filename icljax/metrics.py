@@ -31,6 +31,8 @@ from jax.typing import ArrayLike
 
 from icljax.errors import UserError
 
+_ROUNDING = 1e-5  # a change of attention logits below this share of their norm is none
+
 # ----------------------------------------------------------------------------- shapes and types
 
 
@@ -217,14 +219,26 @@ def sim_am_delta(zsl: ArrayLike, ft: ArrayLike, icl: ArrayLike, mask: ArrayLike)
       mask: [..., S] bool, True at real tokens; leading axes may be 1.
 
     Returns:
-      [...] float32 or float64, in -1..1; a head that a setting leaves as it was counts as 0.
+      [...] float32 or float64, in -1..1; a head that a setting leaves as it was, up to rounding
+      (1e-5 of its logits' norm), counts as 0.
 
     Raises:
       UserError: the shapes differ, or the mask does not fit.
     """
     zsl, ft, icl = _floats(zsl, ft, icl)
     _same_shape(zsl=zsl, ft=ft, icl=icl)
-    return sim_am(icl - zsl, ft - zsl, mask)
+    keep = _query_mask(mask, zsl)
+    return sim_am(_beyond_rounding(icl, zsl, keep), _beyond_rounding(ft, zsl, keep), mask)
+
+
+def _beyond_rounding(after: jax.Array, before: jax.Array, keep: jax.Array) -> jax.Array:
+    """After - before [..., H, S], but 0 where a head's change is no more than rounding.
+
+    In the first layer a context changes nothing, and the cosine of two rounding errors is noise.
+    """
+    change = after - before
+    moved, size = (jnp.sum(jnp.where(keep, x, 0) ** 2, -1, keepdims=True) for x in (change, before))
+    return jnp.where(moved > _ROUNDING**2 * size, change, 0)
 
 
 # --------------------------------------------------------- attention to the demonstration tokens

@@ -56,8 +56,8 @@ def parse_kinds(config: Mapping[str, Any]) -> tuple[Kind, ...] | None:
     """The kinds that `config.attention` asks for, repeated over the layers; None: the model's own.
 
     `kind` is a comma-separated pattern of names in `KINDS`; "+momentum" adds EMA(V) to one. Other
-    fields that are given override a name's numbers: `ema` those of kinds with EMA(V), the rest
-    those of the linear family.
+    fields that are given override a name's numbers: `ema` those of kinds with EMA(V), `window`
+    those of softmax, the rest those of the linear family.
 
     Raises:
         UserError: for an unknown kind, a number out of range, options that exclude each other.
@@ -80,10 +80,10 @@ def _named(name: str) -> Kind:
 
 
 def _override(kind: Kind, given: Mapping[str, Any]) -> Kind:
-    linear = [f for f in given if not f.startswith("ema") and f != "learn"]
-    fields = (linear if kind.base == "linear" else []) + (
-        [f for f in given if f.startswith("ema")] if kind.ema else []
-    )
+    ema = [f for f in given if f.startswith("ema")]
+    linear = [f for f in given if f not in (*ema, "learn", "window")]
+    fields = linear if kind.base == "linear" else [f for f in given if f == "window"]
+    fields = fields + (ema if kind.ema else [])
     kind = dataclasses.replace(kind, **{f: given[f] for f in fields})
     able = {"ema"} if kind.ema else set()
     able |= {"eta", "alpha", "beta"} if kind.base == "linear" else set()
@@ -106,6 +106,7 @@ def check_kind(kind: Kind) -> None:
         "beta": (kind.beta > 0, "above 0"),
         "ema": (0 <= kind.ema < 1, "above 0 and below 1"),
         "loss": (kind.loss in ("dot", "square"), "dot or square"),
+        "window": (kind.window >= 0, "0 or more"),
         "feature_map": (kind.feature_map in FEATURE_MAPS, " or ".join(FEATURE_MAPS)),
     }
     for field in kind.learn:
@@ -144,8 +145,9 @@ def softmax_attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    visible: jax.Array | None,
+    past: Past,
     prefix: Prefix | None,
+    window: int = 0,
 ) -> jax.Array:
     """Softmax attention over a shared prefix and each row's own tokens.
 
@@ -155,32 +157,49 @@ def softmax_attention(
     Args:
         q: [B, S, G, J, K], scaled.
         k, v: [B, S, G, K].
-        visible: as in `Past`.
+        past: as in `Past`.
+        window: how many tokens each sees, itself included; 0: all.
 
     Returns:
         [B, S, G, J, K] in q's dtype.
     """
     lowest = jnp.finfo(jnp.float32).min
-    if visible is None:
-        visible = jnp.tril(jnp.ones((1, k.shape[1], k.shape[1]), bool))
+    visible, prefix_visible = _visibility(k.shape[1], past, prefix, window)
     own = jnp.einsum("BSGJK,BTGK->BGSJT", q, k, preferred_element_type=jnp.float32)
     own = jnp.where(visible[:, None, :, None, :], own, lowest)
     top = jnp.max(own, -1)
     if prefix is not None:
-        past = jnp.einsum("BSGJK,TGK->GBSJT", q, prefix.keys, preferred_element_type=jnp.float32)
-        past = jnp.where(prefix.valid[None, None, None, None, :], past, lowest)
-        top = jnp.maximum(top, jnp.max(past, -1).swapaxes(0, 1))
+        earlier = jnp.einsum("BSGJK,TGK->GBSJT", q, prefix.keys, preferred_element_type=jnp.float32)
+        earlier = jnp.where(prefix_visible[None, :, :, None, :], earlier, lowest)
+        top = jnp.maximum(top, jnp.max(earlier, -1).swapaxes(0, 1))
     top = jax.lax.stop_gradient(top)
     own = jnp.exp(own - top[..., None])
     total = jnp.sum(own, -1)
     out = jnp.einsum("BGSJT,BTGK->BGSJK", own.astype(v.dtype), v)
     if prefix is not None:
-        past = jnp.exp(past - top.swapaxes(0, 1)[..., None])
-        total = total + jnp.sum(past, -1).swapaxes(0, 1)
-        out = out + jnp.einsum("GBSJT,TGK->GBSJK", past.astype(v.dtype), prefix.values).swapaxes(
-            0, 1
-        )
+        earlier = jnp.exp(earlier - top.swapaxes(0, 1)[..., None])
+        total = total + jnp.sum(earlier, -1).swapaxes(0, 1)
+        earlier = jnp.einsum("GBSJT,TGK->GBSJK", earlier.astype(v.dtype), prefix.values)
+        out = out + earlier.swapaxes(0, 1)
     return (out / total[..., None]).astype(q.dtype).transpose(0, 2, 1, 3, 4)
+
+
+def _visibility(
+    length: int, past: Past, prefix: Prefix | None, window: int
+) -> tuple[jax.Array, jax.Array]:
+    """Whom each token sees: of its row bool [B or 1, S, S], of the prefix [B or 1, S or 1, T]."""
+    own = past.visible
+    if own is None:
+        own = jnp.tril(jnp.ones((1, length, length), bool))
+    if window:
+        own = own & (past.steps[:, :, None] - past.steps[:, None, :] < window)
+    if prefix is None:
+        return own, jnp.zeros((1, 1, 0), bool)
+    earlier = prefix.valid[None, None]
+    if window:  # a prefix of n tokens ends n - cumsum(valid) tokens after each
+        after = jnp.sum(prefix.valid) - jnp.cumsum(prefix.valid)
+        earlier = earlier & (past.steps[:, :, None] + after[None, None] < window)
+    return own, earlier
 
 
 def mix(
@@ -241,10 +260,17 @@ def _mix_one(
     if kind.base == "softmax" or memory is None:
         if implementation == "jax_nn" and past.visible is None and prefix is None:
             heads = q.reshape(*q.shape[:2], -1, q.shape[-1])
-            out = jax.nn.dot_product_attention(heads, k, v, is_causal=True, scale=1.0)
+            out = jax.nn.dot_product_attention(
+                heads,
+                k,
+                v,
+                is_causal=True,
+                scale=1.0,
+                local_window_size=(kind.window - 1, 0) if kind.window else None,
+            )
             out = out.reshape(q.shape)
         else:
-            out = softmax_attention(q, k, v, past.visible, prefix)
+            out = softmax_attention(q, k, v, past, prefix, kind.window)
     else:
         out, written = _linear(kind, q, k, v, rates, past, memory, implementation)
         if after is not None and written is not None:

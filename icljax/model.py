@@ -12,7 +12,9 @@ block, since cutting after the layer scan more than doubles temporary memory.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -27,14 +29,52 @@ Params = dict[str, Any]
 Array = np.ndarray | jax.Array
 
 
+# DecoderConfig.mlp -> (activation, whether it is of a gate that multiplies the MLP's inner values).
+MLPS: dict[str, tuple[Callable[[jax.Array], jax.Array], bool]] = {
+    "swiglu": (nn.silu, True),
+    "geglu": (functools.partial(nn.gelu, approximate=True), True),
+    "gelu_new": (functools.partial(nn.gelu, approximate=True), False),
+    "gelu": (functools.partial(nn.gelu, approximate=False), False),
+    "relu": (nn.relu, False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions (Su et al. 2021).
+
+    Attributes:
+        theta: base of the wavelengths.
+        width: how many of a head's first numbers are turned; 0: all.
+        interleaved: pairs are neighbours (GPT-J), not the two halves of what is turned (Llama).
+        factor: longer wavelengths are lengthened by it: those above `original_length / low`
+            wholly, those below `original_length / high` not at all, in between a mixture
+            (Llama 3.1). Without an original length, all are: linear scaling.
+    """
+
+    theta: float = 10_000.0
+    width: int = 0
+    interleaved: bool = False
+    factor: float = 1.0
+    low: float = 0.0
+    high: float = 1.0
+    original_length: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """What a decoder looks like; nothing about how it is run on devices.
 
     Attributes:
         norm: "rms" (Llama) or "layer" (GPT-2); always before the sublayer.
-        positions: "rotary" or "learned".
-        mlp: "swiglu", or "gelu" (the tanh form, GPT-2's `gelu_new`).
+        positions: Rope, or what is added to the embeddings: "learned" or "sinusoidal" (XGLM's).
+        position_offset: row of the position table at which the first token stands.
+        embed_scale: what embeddings are multiplied with; the output projection is not.
+        block: "sequential"; "parallel": attention and MLP read the same input (GPT-NeoX), or
+            "shared_norm": even through one norm (GPT-J).
+        mlp: one of `MLPS`.
+        qk_norm: norms over the width of each head of queries and keys, before the rotation.
+        attention_scale: of scores; None: 1 / sqrt(head_width).
         attention: how tokens are mixed, layer by layer; repeated over the layers.
         implementation: of attention, one of `mixing.IMPLEMENTATIONS`.
         tied: the embedding is the output projection too.
@@ -52,17 +92,27 @@ class DecoderConfig:
     context_length: int
     norm: str = "rms"
     norm_eps: float = 1e-5
-    positions: str = "rotary"
-    rope_theta: float = 10_000.0
+    positions: Rope | str = Rope()
+    position_offset: int = 0
+    embed_scale: float = 1.0
+    block: str = "sequential"
     mlp: str = "swiglu"
+    qk_norm: bool = False
+    attention_scale: float | None = None
     attention: tuple[Kind, ...] = (Kind(),)
     implementation: str = "auto"
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
+    unembed_bias: bool = False
     tied: bool = True
     dtype: str = "float32"
     remat: bool = False
+
+    @property
+    def rope(self) -> Rope | None:
+        """By what queries and keys are turned; None where positions are added to embeddings."""
+        return self.positions if isinstance(self.positions, Rope) else None
 
     def learned(self) -> tuple[str, ...]:
         """The numbers of its kinds of attention that are parameters."""
@@ -97,15 +147,17 @@ class AttentionRecord(NamedTuple):
 
     Attributes:
         attn_out: [B, A, D], after the output projection, before the residual sum.
-        scores_query: [B, A, H, S], scaled logits before softmax to the row's own tokens.
-        scores_state: [B, A, T], the same to the state's tokens, summed over heads (T = 0: none).
-        query: [B, A, H * K], scaled query vector before rotation (so that tokens of different
+        scores_query: [B, A, H, S], scaled logits before softmax to the row's own tokens, those
+            beyond a window included.
+        rotated: [B, A, G, K], scaled query vector as it meets the keys, summed over the query heads
+            of a group: times a state's keys, its logits to the state summed over heads.
+        query: [B, A, H, K], scaled query vector before rotation (so that tokens of different
             prompts compare by content, as in models with additive positions).
     """
 
     attn_out: jax.Array
     scores_query: jax.Array
-    scores_state: jax.Array
+    rotated: jax.Array
     query: jax.Array
 
 
@@ -127,21 +179,46 @@ class Hidden(NamedTuple):
     memory: Memory | None
 
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding, half-split form (Su et al. 2021; Llama's convention).
+def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
+    """Rotary position embedding; a pure rotation, so that a negative position turns back.
 
     Args:
         x: [B, S, ..., K].
         positions: int [B, S].
-        theta: base of the wavelengths.
+
+    Returns:
+        As x.
     """
-    half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[..., None].astype(jnp.float32) * frequency[None, None]
-    angle = angle.reshape(positions.shape + (1,) * (x.ndim - 3) + (half,))
+    width = rope.width or x.shape[-1]
+    angle = positions[..., None].astype(jnp.float32) * _frequencies(rope, width)[None, None]
+    angle = angle.reshape(positions.shape + (1,) * (x.ndim - 3) + (width // 2,))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+    turned = x[..., :width].astype(jnp.float32)
+    pairs = turned.reshape(*turned.shape[:-1], *((-1, 2) if rope.interleaved else (2, -1)))
+    axis = -1 if rope.interleaved else -2
+    a, b = jnp.moveaxis(pairs, axis, 0)
+    turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis).reshape(turned.shape)
+    return jnp.concatenate([turned.astype(x.dtype), x[..., width:]], -1)
+
+
+def _frequencies(rope: Rope, width: int) -> jax.Array:
+    """Radians a token, float32 [width / 2]; scaled as in Llama 3.1 where `rope` says so."""
+    half = width // 2
+    frequency = rope.theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    turns = rope.original_length * frequency / (2 * jnp.pi)
+    kept = jnp.clip((turns - rope.low) / (rope.high - rope.low), 0, 1)
+    return frequency * (kept + (1 - kept) / rope.factor)
+
+
+def sinusoids(positions: jax.Array, width: int) -> jax.Array:
+    """Fixed positions: int [B, S] -> float32 [B, S, width], sines, then cosines (fairseq's form).
+
+    Vaswani et al. 2017 interleave them and divide by width / 2, not by width / 2 - 1.
+    """
+    half = width // 2
+    frequency = jnp.exp(-math.log(10_000) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
+    angle = positions[..., None].astype(jnp.float32) * frequency[None, None]
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
 
 def take_positions(x: jax.Array, at: Array) -> jax.Array:
@@ -183,18 +260,24 @@ class Attention(nn.Module):
                 (heads, c.head_width), use_bias=c.qkv_bias, dtype=c.dtype, name=name
             )(x)
 
-        query = project("query", c.num_heads) * c.head_width**-0.5
-        k, v = project("key", groups), project("value", groups)
-        q = query
-        if c.positions == "rotary":
-            q, k = rotate(q, positions, c.rope_theta), rotate(k, positions, c.rope_theta)
+        query, k, v = (
+            project("query", c.num_heads),
+            project("key", groups),
+            project("value", groups),
+        )
+        if c.qk_norm:
+            query, k = _norm(c, "query_norm")(query), _norm(c, "key_norm")(k)
+        scale = c.head_width**-0.5 if c.attention_scale is None else c.attention_scale
+        q = query = query * scale
+        if c.rope is not None:
+            q, k = rotate(q, positions, c.rope), rotate(k, positions, c.rope)
         q = q.reshape(batch, length, groups, c.num_heads // groups, c.head_width)
         learned = self._learned(x)
         mixed, memory = mix(c.attention, which, q, k, v, learned, past, prefix, c.implementation)
         out = nn.DenseGeneral(
             c.width, axis=(-2, -1), use_bias=c.output_bias, dtype=c.dtype, name="output"
         )(mixed.reshape(batch, length, c.num_heads, c.head_width))
-        record = None if at is None else self._record(q, query, k, out, prefix, at)
+        record = None if at is None else self._record(q, query, k, out, at)
         return out, LayerOutput(k, v, record, memory)
 
     def _learned(self, x: jax.Array) -> dict[str, jax.Array]:
@@ -214,21 +297,16 @@ class Attention(nn.Module):
         query: jax.Array,
         k: jax.Array,
         out: jax.Array,
-        prefix: Prefix | None,
         at: jax.Array,
     ) -> AttentionRecord:
         batch, studied = at.shape
         q_at = take_positions(q, at).astype(jnp.float32)
         scores = jnp.einsum("BAGJK,BTGK->BAGJT", q_at, k.astype(jnp.float32))
-        scores_state = jnp.zeros((batch, studied, 0), jnp.float32)
-        if prefix is not None:
-            prefix_k = prefix.keys.astype(jnp.float32)
-            scores_state = jnp.einsum("BAGK,TGK->BAT", jnp.sum(q_at, 3), prefix_k)
         return AttentionRecord(
             attn_out=take_positions(out, at).astype(jnp.float32),
             scores_query=scores.reshape(batch, studied, self.config.num_heads, -1),
-            scores_state=scores_state,
-            query=take_positions(query, at).astype(jnp.float32).reshape(batch, studied, -1),
+            rotated=jnp.sum(q_at, 3),
+            query=take_positions(query, at).astype(jnp.float32),
         )
 
 
@@ -247,11 +325,9 @@ class Mlp(nn.Module):
 
         shape = x.shape
         x = x.reshape(-1, shape[-1])  # XLA:CPU's weight gradients are faster with one token axis
+        activation, gated = MLPS[c.mlp]
         hidden = dense(c.mlp_width, "up")(x)
-        if c.mlp == "swiglu":
-            hidden = nn.silu(dense(c.mlp_width, "gate")(x)) * hidden
-        else:
-            hidden = nn.gelu(hidden, approximate=True)
+        hidden = activation(dense(c.mlp_width, "gate")(x)) * hidden if gated else activation(hidden)
         return dense(c.width, "down")(hidden).reshape(shape)
 
 
@@ -282,13 +358,14 @@ class Block(nn.Module):
         if layer_state is not None and valid is not None:
             keys, values, memory = layer_state
             prefix = Prefix(keys, values, valid, memory)
-        attention = Attention(self.config, name="attention")
-        out, left = attention(
-            _norm(self.config, "attention_norm")(x), positions, past, prefix, which, at
-        )
-        x = x + out
-        x = x + Mlp(self.config, name="mlp")(_norm(self.config, "mlp_norm")(x))
-        return x, left
+        c = self.config
+        normed = _norm(c, "attention_norm")(x)
+        attention = Attention(c, name="attention")
+        out, left = attention(normed, positions, past, prefix, which, at)
+        after = x + out
+        if c.block != "shared_norm":
+            normed = _norm(c, "mlp_norm")(after if c.block == "sequential" else x)
+        return after + Mlp(c, name="mlp")(normed), left
 
 
 class Decoder(nn.Module):
@@ -301,7 +378,8 @@ class Decoder(nn.Module):
         c = self.config
         self.embed = nn.Embed(c.vocab_size, c.width, dtype=c.dtype)
         if c.positions == "learned":
-            self.embed_positions = nn.Embed(c.context_length, c.width, dtype=c.dtype)
+            rows = c.context_length + c.position_offset
+            self.embed_positions = nn.Embed(rows, c.width, dtype=c.dtype)
         block = nn.remat(Block, prevent_cse=False) if c.remat else Block
         everywhere = nn.broadcast
         self.layers = nn.scan(
@@ -313,7 +391,7 @@ class Decoder(nn.Module):
         )(c)
         self.final_norm = _norm(c, "final_norm")
         if not c.tied:
-            self.unembed = nn.Dense(c.vocab_size, use_bias=False, dtype=c.dtype)
+            self.unembed = nn.Dense(c.vocab_size, use_bias=c.unembed_bias, dtype=c.dtype)
 
     def hidden(
         self,
@@ -336,9 +414,11 @@ class Decoder(nn.Module):
             valid: bool [B, S], without a mask: tokens that leave something in the memory.
         """
         c = self.config
-        x = self.embed(tokens)
+        x = self.embed(tokens) * c.embed_scale
         if c.positions == "learned":
-            x = x + self.embed_positions(positions)
+            x = x + self.embed_positions(positions + c.position_offset)
+        elif c.positions == "sinusoidal":
+            x = x + sinusoids(positions + c.position_offset, c.width).astype(x.dtype)
         start = 0 if state is None else state.length
         past = Past(positions - start + 1, mask, valid)
         which = jnp.arange(c.num_layers) % len(c.attention)

@@ -28,7 +28,6 @@ from icljax import (
     mixing,
     pretrain_report,
     results,
-    settings,
     sharding,
     workdir,
 )
@@ -39,7 +38,7 @@ from icljax.corpus import Corpus
 from icljax.errors import UserError
 from icljax.experiment import compute_dtype
 from icljax.job import Job, prepare
-from icljax.model import DecoderConfig, Params
+from icljax.model import DecoderConfig, Params, State
 from icljax.pretrain_report import show
 from icljax.programs import encode_demonstrations, make_programs, read_all
 from icljax.progress import Bar, Stages
@@ -207,7 +206,7 @@ def decoder_config(config: ConfigDict, variant: str, vocab_size: int) -> Decoder
         "implementation": _implementation(config),
     }
     if m.family == "gpt2":
-        common |= {"norm": "layer", "positions": "learned", "mlp": "gelu"}
+        common |= {"norm": "layer", "positions": "learned", "mlp": "gelu_new"}
         common |= {"qkv_bias": True, "output_bias": True, "mlp_bias": True}
     return DecoderConfig(**common)
 
@@ -290,7 +289,7 @@ def _variant_runs(
     """The results of one variant's seeds; those that `path` holds are read, not trained again."""
     decoder = decoder_config(config, variant, text.tokenizer.get_vocab_size())
     programs = train_lib.make_programs(decoder, config.train, mesh, config.eval.curve_points)
-    readers = {name: _reader(config, decoder, job) for name, job in jobs.items()}
+    readers = {name: _reader(decoder, job, mesh) for name, job in jobs.items()}
     out = []
     for seed in config.seeds:
         folder = path / "runs" / run_name(variant, seed)
@@ -379,25 +378,25 @@ def _measure(
     }
 
 
-def _reader(config: ConfigDict, decoder: DecoderConfig, job: Job) -> Callable[[Params], Any]:
+def _reader(decoder: DecoderConfig, job: Job, mesh: Mesh) -> Callable[[Params], Any]:
     """A function from parameters to accuracies of ZSL and ICL, raw and batch-calibrated.
 
     Each is a list, one number a draw of demonstrations.
     """
     job_config = config_lib.default()
-    programs = make_programs(decoder, job_config, job.encoder, job.demonstrations.train.shape[1])
+    num_demonstrations = job.demonstrations.train.shape[1]
+    programs = make_programs(decoder, job_config, job.encoder.bos, num_demonstrations, mesh)
+    bos = sharding.put(np.asarray([job.encoder.bos], np.int32), mesh)
 
-    def accuracies(setting: str, score: Callable[..., jax.Array]) -> dict[str, list[float]]:
-        logprob = read_all(score, job.evaluation, lambda: None)
+    def accuracies(setting: str, params: Params, states: State) -> dict[str, list[float]]:
+        score = functools.partial(programs.score_states, params, states)
+        logprob = read_all(score, job.evaluation, mesh, lambda: None, by_row=True)
         scores = {setting: logprob, f"{setting} calibrated": np.asarray(metrics.calibrate(logprob))}
         return {n: np.mean(x.argmax(-1) == job.labels, -1).tolist() for n, x in scores.items()}
 
     def read(params: Params) -> dict[str, list[float]]:
-        params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), params)  # off the mesh
+        nothing = programs.encode(params, bos, jnp.ones(bos.shape, bool))
         states = encode_demonstrations(programs, params, job.demonstrations)
-        leaves = jax.tree.map(lambda x: x[None], settings.key_value(params))
-        return accuracies("zsl", functools.partial(programs.score, params, leaves)) | accuracies(
-            "icl", functools.partial(programs.score_states, params, states)
-        )
+        return accuracies("zsl", params, nothing) | accuracies("icl", params, states)
 
     return read

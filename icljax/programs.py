@@ -2,22 +2,28 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from icljax import compare, settings
+from icljax import compare, settings, sharding
+from icljax.chunks import Arrays
 from icljax.compare import Similarity, TrainingTokens
 from icljax.model import Array, Decoder, DecoderConfig, Params, State
-from icljax.prompts import Demonstrations, Encoder, Queries
+from icljax.prompts import Demonstrations, Queries
+
+DATA = P("data")
+TRAINING_QUERIES = P(None, None, "model")  # [L, C, H * K] of one run
 
 
 class Programs(NamedTuple):
-    """The job's jitted programs; one model, any weights."""
+    """The job's jitted programs, one model, any weights; and the mesh that they run on."""
 
     encode: Any
     finetune: Any
@@ -25,6 +31,8 @@ class Programs(NamedTuple):
     score_states: Any
     update: Any
     compare: Any
+    pick: Any
+    mesh: Mesh
 
 
 class Comparison(NamedTuple):
@@ -45,43 +53,77 @@ class Comparison(NamedTuple):
 
 
 def make_programs(
-    decoder: DecoderConfig, config: ConfigDict, encoder: Encoder, num_demonstrations: int
+    decoder: DecoderConfig,
+    config: ConfigDict,
+    bos: Sequence[int],
+    num_demonstrations: int,
+    mesh: Mesh,
 ) -> Programs:
-    """Builds (does not yet compile) the job's programs."""
+    """Builds (does not yet compile) the job's programs.
+
+    Over the mesh's data axis every program is a map with no communication: finetuning runs are
+    split in `finetune` and `score`, rows of queries in `score_states` and `compare`. The model axis
+    is left to the compiler, which follows the parameters' shardings. What a program returns to the
+    host is replicated, so that every process holds it.
+
+    Args:
+        bos: token ids that start every prompt.
+    """
     model = Decoder(decoder)
     encode = functools.partial(settings.encode, model)
     trained = Decoder(dataclasses.replace(decoder, remat=config.finetune.remat))
-    bos = jnp.asarray(encoder.bos, jnp.int32)
+    start = jnp.asarray(bos, jnp.int32)
+    split = functools.partial(_over_data, mesh)
+    whole = NamedSharding(mesh, P())
 
     def bos_state(params: Params) -> State:
-        return encode(params, bos, jnp.ones(bos.shape, bool))
+        return encode(params, start, jnp.ones(start.shape, bool))
+
+    def encode_all(params: Params, tokens: jax.Array, valid: jax.Array) -> State:
+        states = jax.lax.map(lambda x: encode(params, *x), (tokens, valid))
+        heads = NamedSharding(mesh, P(None, None, None, "model", None))
+        keys, values = jax.lax.with_sharding_constraint((states.keys, states.values), heads)
+        return states._replace(keys=keys, values=values)
 
     def finetune(params: Params, rates: Array, runs: Demonstrations) -> settings.Finetuned:
-        out = settings.finetune(trained, params, rates, runs.train, runs.train_length)
-        compared = jax.vmap(lambda q, index: q[:, index])(out.queries, runs.train_index)
-        return out._replace(queries=compared)
+        # Every device takes the same branch of a step, whatever its own runs would need.
+        longest = jnp.max(runs.train_length, 0)
+
+        def local(params: Params, longest: Array, rates: Array, runs: Demonstrations) -> Any:
+            out = settings.finetune(trained, params, rates, runs.train, runs.train_length, longest)
+            compared = jax.vmap(lambda q, index: q[:, index])(out.queries, runs.train_index)
+            return out._replace(queries=compared)
+
+        out = split(local, (P(), P(), DATA, DATA), DATA)(params, longest, rates, runs)
+        return out._replace(loss=jax.lax.with_sharding_constraint(out.loss, whole))
 
     def score(params: Params, leaves: Params, queries: Queries) -> jax.Array:
         """Answer log-probabilities of finetuned runs: [runs, N, Y]."""
 
-        def one(leaves: Params) -> jax.Array:
-            tuned = settings.with_key_value(params, leaves)
-            return settings.read(model, tuned, bos_state(tuned), queries).logprob
+        def local(params: Params, leaves: Params, queries: Queries) -> jax.Array:
+            def one(leaves: Params) -> jax.Array:
+                tuned = settings.with_key_value(params, leaves)
+                return settings.read(model, tuned, bos_state(tuned), queries).logprob
 
-        return jax.lax.map(one, leaves)
+            return jax.lax.map(one, leaves)
+
+        return split(local, (P(), DATA, P()), DATA)(params, leaves, queries)
 
     def score_states(params: Params, states: State, queries: Queries) -> jax.Array:
         """The same of prompts: [states, N, Y]."""
-        return jax.lax.map(lambda s: settings.read(model, params, s, queries).logprob, states)
+
+        def local(params: Params, states: State, queries: Queries) -> jax.Array:
+            return jax.lax.map(lambda s: settings.read(model, params, s, queries).logprob, states)
+
+        return split(local, (P(), P(), DATA), P(None, "data"))(params, states, queries)
 
     def update(states: State, columns: Array, compared: Array) -> jax.Array:
         """dW_ICL of every seed's demonstrations: [R, L, G, V, K]."""
-        theta = decoder.rope_theta if decoder.positions == "rotary" else None
 
         def one(inputs: tuple[State, Array, jax.Array]) -> jax.Array:
             state, columns, compared = inputs
-            shift = state.length - bos.shape[0]
-            return compare.demonstration_update(state, columns, compared, shift, theta)
+            shift = state.length - start.shape[0]
+            return compare.demonstration_update(state, columns, compared, shift, decoder.rope)
 
         return jax.lax.map(one, (states, columns, compared))
 
@@ -119,18 +161,53 @@ def make_programs(
 
         return zsl.logprob, jax.lax.map(one, (icl_states, leaves, training, seed_index))
 
-    def encode_all(params: Params, tokens: jax.Array, valid: jax.Array) -> State:
-        return jax.lax.map(lambda x: encode(params, *x), (tokens, valid))
+    by_row = split(compare_batch, (P(), P(), P(), P(), DATA, P()), (DATA, P(None, "data")))
+    return Programs(
+        encode=jax.jit(encode_all),
+        finetune=jax.jit(finetune),
+        score=jax.jit(score, out_shardings=whole),
+        score_states=jax.jit(score_states, out_shardings=whole),
+        update=jax.jit(update),
+        compare=jax.jit(by_row, out_shardings=whole),
+        pick=jax.jit(functools.partial(_pick, mesh)),
+        mesh=mesh,
+    )
 
-    programs = (encode_all, finetune, score, score_states, update, compare_batch)
-    return Programs(*(jax.jit(program) for program in programs))
+
+def _over_data(mesh: Mesh, function: Any, in_specs: Any, out_specs: Any) -> Any:
+    """`function` on each part of the data axis by itself; the model axis stays the compiler's."""
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names={"data"},
+        check_vma=False,
+    )
+
+
+def _pick(mesh: Mesh, tuned: settings.Finetuned, index: Array) -> tuple[Params, jax.Array]:
+    """Run `index`'s leaves and training queries, for every part of the data axis.
+
+    A sum to which one run alone adds something: the runs are never gathered in one place.
+    """
+    here = jnp.arange(tuned.loss.shape[0]) == index
+
+    def one(x: jax.Array) -> jax.Array:
+        mine = here.reshape(-1, *(1,) * (x.ndim - 1))
+        return jnp.sum(jnp.where(mine, x, 0), 0, dtype=x.dtype)
+
+    leaves, queries = jax.tree.map(one, (tuned.key_value, tuned.queries))
+    where = (sharding.shardings(leaves, mesh), NamedSharding(mesh, TRAINING_QUERIES))
+    return jax.lax.with_sharding_constraint((leaves, queries), where)
 
 
 def encode_demonstrations(
     programs: Programs, params: Params, demonstrations: Demonstrations
 ) -> State:
     """The states that the demonstrations of every seed leave behind (leading axis R)."""
-    return programs.encode(params, demonstrations.context, demonstrations.context_valid)
+    context = (demonstrations.context, demonstrations.context_valid)
+    return programs.encode(params, *sharding.put(context, programs.mesh))
 
 
 def slots_in_order(queries: Queries) -> tuple[np.ndarray, np.ndarray]:
@@ -141,19 +218,35 @@ def slots_in_order(queries: Queries) -> tuple[np.ndarray, np.ndarray]:
     return example[where], where
 
 
-def batches(queries: Queries) -> list[Queries]:
-    """The batches of packed queries, one by one."""
-    count = queries.example.shape[0]
-    return [jax.tree.map(lambda x, b=b: x[b], queries) for b in range(count)]
+def batches(queries: Queries, together: int = 1) -> list[Queries]:
+    """The batches of packed queries, `together` of them as one; the last is filled up with none."""
+    missing = -len(queries.example) % together
+
+    def join(name: str, x: np.ndarray) -> np.ndarray:
+        empty = -1 if name in ("segment", "example") else 0
+        x = np.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1)), constant_values=empty)
+        return x.reshape(-1, together * x.shape[1], *x.shape[2:])
+
+    joined = Queries(**{name: join(name, x) for name, x in queries._asdict().items()})
+    return [jax.tree.map(lambda x, b=b: x[b], joined) for b in range(len(joined.example))]
 
 
 def read_all(
-    program: Callable[[Queries], jax.Array], queries: Queries, advance: Callable[[], None]
+    program: Callable[[Queries], jax.Array],
+    queries: Queries,
+    mesh: Mesh,
+    advance: Callable[[], None],
+    by_row: bool = False,
 ) -> np.ndarray:
-    """Answer log-probabilities [runs, N, Y] of every batch, in the order of the examples."""
+    """Answer log-probabilities [runs, N, Y] of every batch, in the order of the examples.
+
+    Args:
+        by_row: whether the program splits the rows of a batch over the data axis.
+    """
+    spec, together = (DATA, mesh.shape["data"]) if by_row else (P(), 1)
     collected = []
-    for batch in batches(queries):
-        collected.append(np.asarray(program(batch)))
+    for batch in batches(queries, together):
+        collected.append(np.asarray(program(sharding.put(batch, mesh, spec))))
         advance()
     _, where = slots_in_order(queries)
     return np.concatenate(collected, 1)[:, where]
@@ -166,6 +259,7 @@ def compare_settings(
     finetuned: tuple[Params, jax.Array],
     demonstrations: Demonstrations,
     queries: Queries,
+    committed: Callable[[int, Callable[[], Arrays]], Arrays],
     advance: Callable[[int], None],
 ) -> Comparison:
     """ZSL, ICL and FT over batches of queries for every seed, reduced on the device.
@@ -173,19 +267,33 @@ def compare_settings(
     Args:
         states: of `encode_demonstrations`.
         finetuned: key and value leaves, and training queries [R, L, C, H * K].
+        committed: gives a batch's result, from disk or by the function it is handed.
     """
     leaves, train_queries = finetuned
-    columns, example = demonstrations.columns, demonstrations.example
-    update = programs.update(states, columns, np.asarray(example) >= 0)
+    mesh = programs.mesh
+    columns, example = sharding.put((demonstrations.columns, demonstrations.example), mesh)
+    update = programs.update(states, columns, example >= 0)
     training = TrainingTokens(columns, example, train_queries, update)
-    seeds = np.arange(len(demonstrations.context))
-    collected: list[Any] = []
-    for batch in batches(queries):
-        out = programs.compare(params, states, leaves, training, batch, seeds)
-        collected.append(jax.tree.map(np.asarray, out))
+    seeds = sharding.put(np.arange(len(demonstrations.context)), mesh)
+
+    def read(batch: Queries) -> Arrays:
+        there = sharding.put(batch, mesh, DATA)
+        zsl, (icl, ft, similarity) = programs.compare(
+            params, states, leaves, training, there, seeds
+        )
+        out = {"zsl": zsl, "icl": icl, "ft": ft, **similarity._asdict()}
+        return {name: np.asarray(x) for name, x in out.items()}
+
+    collected = []
+    for number, batch in enumerate(batches(queries, mesh.shape["data"])):
+        collected.append(committed(number, functools.partial(read, batch)))
         advance(int(np.sum(batch.example >= 0)))
     example, where = slots_in_order(queries)
-    zsl = np.concatenate([c[0] for c in collected])
-    per_seed = jax.tree.map(lambda *x: np.concatenate(x, 1), *(c[1] for c in collected))
-    icl, ft, similarity = jax.tree.map(lambda x: x[:, where], per_seed)
-    return Comparison(example, zsl[where], icl, ft, similarity)
+    whole = {
+        name: np.concatenate([c[name] for c in collected], 0 if name == "zsl" else 1)
+        for name in collected[0]
+    }
+    zsl = whole.pop("zsl")[where]
+    per_seed: dict[str, Any] = {name: x[:, where] for name, x in whole.items()}
+    icl, ft = per_seed.pop("icl"), per_seed.pop("ft")
+    return Comparison(example, zsl, icl, ft, Similarity(**per_seed))

@@ -31,12 +31,15 @@ class Records(NamedTuple):
 
     Attributes:
         logprob: [N, Y], mean log-probability over each answer's tokens.
-        attention: AttentionRecord with leading axes [N, L].
+        attention: AttentionRecord with leading axes [N, L]; its query is [N, L, H * K].
+        scores_state: [N, L, T], scaled logits before softmax to the state's tokens, those beyond a
+            window included, summed over heads.
         keys, values: [L, B, S, G, K], of all tokens of the batch's rows.
     """
 
     logprob: jax.Array
     attention: AttentionRecord
+    scores_state: jax.Array
     keys: jax.Array
     values: jax.Array
 
@@ -129,8 +132,12 @@ def read(model: Decoder, params: Params, state: State, queries: Queries) -> Reco
     attention = jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, 2).reshape(batch * slots, x.shape[0], *x.shape[3:]), out.record
     )
+    attention = attention._replace(query=attention.query.reshape(*attention.query.shape[:2], -1))
+    # Here for all layers at once: a sum over heads in each would cost tensor parallelism a third
+    # all-reduce a layer.
+    scores_state = jnp.einsum("NLGK,LTGK->NLT", attention.rotated, state.keys.astype(jnp.float32))
     logprob = _answer_logprob(model, params, out.hidden, queries)
-    return Records(logprob, attention, out.keys, out.values)
+    return Records(logprob, attention, scores_state, out.keys, out.values)
 
 
 def _answer_logprob(
@@ -172,7 +179,8 @@ def example_loss(
     weight = valid[1:].astype(jnp.float32)
     nll = (jax.nn.logsumexp(logits, -1) - target) * weight
     assert out.record is not None  # `at` was given
-    return jnp.sum(nll) / jnp.maximum(jnp.sum(weight), 1.0), out.record.query[:, 0]
+    queries = out.record.query[:, 0].reshape(out.record.query.shape[0], tokens.shape[0], -1)
+    return jnp.sum(nll) / jnp.maximum(jnp.sum(weight), 1.0), queries
 
 
 def sgd_step(
@@ -201,6 +209,7 @@ def finetune(
     learning_rate: Array,
     train: Array,
     train_length: Array,
+    longest: Array | None = None,
 ) -> Finetuned:
     """One epoch of plain SGD on key and value projections, one demonstration a step, in order.
 
@@ -212,13 +221,14 @@ def finetune(
         learning_rate: float32 [R].
         train: int32 [R, E, U].
         train_length: int32 [R, E], 0 for no example.
+        longest: int32 [E], each step's longest example where there are more runs than these.
 
     Returns:
         Finetuned, each field with a leading R axis.
     """
     runs, _, size = train.shape
     sizes = step_sizes(size)
-    longest = jnp.max(train_length, 0)
+    longest = jnp.max(train_length, 0) if longest is None else longest
     bucket = jnp.sum(longest[:, None] > jnp.asarray(sizes)[None, :], -1)
 
     def branch(cut: int) -> Any:

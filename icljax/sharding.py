@@ -1,4 +1,8 @@
-"""Where parameters and batches live on a mesh of devices: rules as data."""
+"""Where parameters and batches live on a mesh of devices: rules as data.
+
+The mesh has two axes. Over `data` go queries, finetuning runs and sequences, which never meet; over
+`model` go heads (and with them the demonstrations' state), MLP and vocabulary.
+"""
 
 import re
 from typing import Any
@@ -11,6 +15,7 @@ from icljax.errors import UserError
 
 # The first pattern found in a leaf's path says how its axes are split; the rest are replicated.
 # Leaves of layers lead with the layer axis; the optimizer's copies have the same paths.
+# A vocabulary that does not divide is replicated (50,257 is odd); heads and MLP must divide.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(query|key|value)'\]\['kernel", PartitionSpec(None, None, "model", None)),
     (r"(query|key|value)'\]\['bias", PartitionSpec(None, "model", None)),
@@ -20,7 +25,10 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"down'\]\['kernel", PartitionSpec(None, "model", None)),
     (r"'embed'\]\['embedding", PartitionSpec("model", None)),
     (r"unembed'\]\['kernel", PartitionSpec(None, "model")),
+    (r"unembed'\]\['bias", PartitionSpec("model")),
 )
+_MAY_BE_REPLICATED = r"embed'\]"
+REPLICATED = PartitionSpec()
 
 
 def make_mesh(data: int, model: int, devices: list[Any] | None = None) -> Mesh:
@@ -58,14 +66,27 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         spec = next(found, PartitionSpec()) if leaf.ndim else PartitionSpec()
         for size, axis in zip(leaf.shape, spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
+                if re.search(_MAY_BE_REPLICATED, name):
+                    return NamedSharding(mesh, PartitionSpec())
                 raise UserError(
                     f"{name} of shape {leaf.shape} cannot be split over mesh.{axis}="
-                    f"{mesh.shape[axis]}: {size} does not divide evenly; give a smaller "
-                    f"--config.mesh.{axis}"
+                    f"{mesh.shape[axis]}: {size} does not divide evenly; give a divisor of {size}: "
+                    f"--config.mesh.{axis}=..."
                 )
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def put(tree: Any, mesh: Mesh, spec: PartitionSpec = REPLICATED) -> Any:
+    """NumPy arrays as arrays on the mesh, all by one spec; a process makes only its own shards."""
+    where = NamedSharding(mesh, spec)
+
+    def one(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+    return jax.tree.map(one, tree)
 
 
 def batch_sharding(mesh: Mesh, rank: int, axis: int) -> NamedSharding:

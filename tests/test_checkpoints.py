@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +15,9 @@ from conftest import make_tokenizer, tiny_llama_config, write_folder
 from safetensors.numpy import load_file, save_file
 from test_gguf_reader import FFN, HEADS, KV_HEADS, LAYERS, TOKENS, WIDTH, _hf_weights, _write
 
-from icljax import checkpoints, gguf_reader, settings
+from icljax import assets, checkpoints, gguf_reader, settings
 from icljax.errors import UserError
-from icljax.model import Decoder, init_params
+from icljax.model import Decoder, Rope, init_params
 
 GPT2 = {
     "model_type": "gpt2",
@@ -105,9 +108,9 @@ def llama_folder(folder, **options):
     return write_folder(folder, config, random_tensors(llama_shapes(config)))
 
 
-def gpt2_folder(folder, prefix="", **options):
+def gpt2_folder(folder, prefix="", tensors=None, **options):
     config = GPT2 | options
-    return write_folder(folder, config, random_tensors(gpt2_shapes(config, prefix)))
+    return write_folder(folder, config, tensors or random_tensors(gpt2_shapes(config, prefix)))
 
 
 def load(folder, dtype="float32"):
@@ -314,8 +317,7 @@ LLAMA_3_2_1B = tiny_llama_config(
     [
         (SMOLLM2_135M, 134_515_008),
         (GPT2_SMALL, 124_439_808),
-        # Scaled positions are not supported; they have no parameters.
-        (LLAMA_3_2_1B | {"rope_scaling": None}, 1_235_814_400),
+        (LLAMA_3_2_1B, 1_235_814_400),
     ],
     ids=["SmolLM2-135M", "GPT-2 small", "Llama-3.2-1B"],
 )
@@ -381,6 +383,109 @@ def test_known_name_is_fetched_and_converted(gguf_file, monkeypatch):
     assert checkpoints.assets.SMOLLM2.sha256[:12] in got.folder.name
 
 
+# ---- The hub, and folders without tokenizer.json -----------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub that has what lies in `hub.folder`; what it is asked for is in `hub.asked`."""
+    hub = types.ModuleType("huggingface_hub")
+    hub.folder, hub.asked = tmp_path / "snapshot", []
+
+    def snapshot_download(name, revision, allow_patterns):
+        hub.asked.append((name, revision))
+        copy = tmp_path / f"copy{len(hub.asked)}"
+        copy.mkdir()
+        for path in hub.folder.iterdir():
+            if any(path.match(pattern) for pattern in allow_patterns):
+                shutil.copy(path, copy)
+        return str(copy)
+
+    hub.snapshot_download = snapshot_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.chdir(tmp_path)
+    return hub
+
+
+@pytest.mark.parametrize(("name", "revision"), [("org/tiny", None), ("org/tiny@v1.0", "v1.0")])
+def test_name_on_the_hub(hub, name, revision):
+    llama_folder(hub.folder)
+    (hub.folder / "pytorch_model.bin").write_text("not wanted")
+    checkpoint, params = load(name)
+    assert hub.asked == [("org/tiny", revision)]
+    assert_same(params, load(hub.folder)[1])
+    assert not (checkpoint.folder / "pytorch_model.bin").exists()
+
+
+def test_shards_on_the_hub(hub):
+    shard(llama_folder(hub.folder))
+    assert_same(load("org/tiny")[1], load(hub.folder)[1])
+
+
+def test_no_weights_on_the_hub(hub):
+    (llama_folder(hub.folder) / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no model.safetensors and no pytorch_model.bin"):
+        checkpoints.locate("org/tiny")
+    assert len(hub.asked) == 2
+
+
+def test_no_network(hub, monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError("Name or service not known\nsecond line")
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    with pytest.raises(assets.Unavailable) as caught:
+        checkpoints.locate("org/tiny")
+    assert "(ConnectionError: Name or service not known); check the name" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_hub_package(hub, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(assets.Unavailable, match=r"pip install 'icljax\[hub\]'"):
+        checkpoints.locate("org/tiny")
+
+
+def test_an_architecture_is_no_model():
+    with pytest.raises(UserError, match="architecture without weights"):
+        checkpoints.locate("fairseq-1.3b")
+
+
+def test_vocabulary_and_merges_make_the_tokenizer(tmp_path):
+    tokenizer = checkpoints.open_checkpoint(str(llama_folder(tmp_path))).tokenizer
+    made = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    whole = checkpoints.fingerprint(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(made["vocab"]))
+    lines = ["#version: 0.2", *map(" ".join, made["merges"]), ""]
+    (tmp_path / "merges.txt").write_text("\n".join(lines))
+    again = checkpoints.open_checkpoint(str(tmp_path)).tokenizer
+    text = "a very # bright film.</s>\n"
+    assert again.encode(text).ids == tokenizer.encode(text).ids
+    assert again.decode(again.encode(ALICE).ids) == ALICE
+    assert checkpoints.fingerprint(tmp_path) != whole
+    (tmp_path / "merges.txt").write_text("a b c")
+    assert "merges.txt: 'a b c' is not two tokens" in fails(tmp_path)
+    (tmp_path / "merges.txt").write_text("Ā unheard-of")
+    assert "do not make a tokenizer" in fails(tmp_path)
+    (tmp_path / "vocab.json").write_text("[]")
+    assert "vocab.json: not a table" in fails(tmp_path)
+
+
+def test_a_tokenizer_that_cuts_and_fills(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=500)
+    tokenizer.save(str(llama_folder(tmp_path) / "tokenizer.json"))
+    got = checkpoints.open_checkpoint(str(tmp_path)).tokenizer
+    assert got.encode(ALICE).ids == make_tokenizer().encode(ALICE).ids
+
+
+def test_xglm_starts_with_the_end(tmp_path):
+    hf = {"model_type": "xglm", "bos_token_id": 0, "eos_token_id": 2}
+    assert checkpoints._special_tokens(hf, 400, tmp_path) == (2, 2)
+
+
 # ---- Errors ------------------------------------------------------------------------------------
 
 
@@ -395,7 +500,7 @@ def fails(folder):
     return message
 
 
-@pytest.mark.parametrize("name", ["smollm2", "some/where", "model.gguf"])
+@pytest.mark.parametrize("name", ["smollm2", "some/where/else", "./some", "some/model.gguf"])
 def test_unknown_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "neither a known name (smollm2-135m) nor" in fails(name)
@@ -421,11 +526,11 @@ def test_tokenizer_is_not_one(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"model_type": "qwen2"}, "model_type 'qwen2' is unknown; supported: gpt2, llama"),
-        ({"model_type": ...}, "config.json has no 'model_type'; supported: gpt2, llama"),
+        ({"model_type": "mamba"}, "model_type 'mamba' is unknown; supported: gpt2, "),
+        ({"model_type": ...}, "config.json has no 'model_type'; supported: gpt2, "),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "rope_type='llama3' is not supported"),
-        ({"rope_scaling": {"type": "linear"}}, "type='linear' is not supported"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type='longrope' is not supported"),
+        ({"rope_scaling": {"type": "dynamic"}}, "type='dynamic' is not supported"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
         ({"hidden_size": ...}, "config.json has no 'hidden_size', which llama needs"),
         ({"hidden_size": "32"}, "config.json: unsupported operand"),
@@ -443,7 +548,7 @@ def test_llama_config_is_refused(tmp_path, changes, expected):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"activation_function": "relu"},
+        {"activation_function": "silu"},
         {"scale_attn_weights": False},
         {"scale_attn_by_inverse_layer_idx": True},
     ],
@@ -456,10 +561,10 @@ def test_gpt2_config_is_refused(tmp_path, changes):
 
 def test_scaled_llama_is_refused_in_one_line():
     with pytest.raises(UserError) as caught:
-        checkpoints.decoder_config(LLAMA_3_2_1B, "Llama-3.2-1B")
+        checkpoints.decoder_config(LLAMA_3_2_1B | {"rope_scaling": {"type": "yarn"}}, "Llama")
     assert str(caught.value) == (
-        "Llama-3.2-1B: config.json: rope_type='llama3' is not supported, only 'default'; use "
-        "another model"
+        "Llama: config.json: type='yarn' is not supported, only 'default' or 'linear' or "
+        "'llama3'; use another model"
     )
 
 
@@ -603,11 +708,11 @@ def test_smollm2_reads_english():
     tokens = [checkpoint.bos, *checkpoint.tokenizer.encode(ALICE).ids]
 
     def with_theta(theta):
-        config = dataclasses.replace(checkpoint.config, rope_theta=theta)
+        config = dataclasses.replace(checkpoint.config, positions=Rope(theta))
         return perplexity(config, params, tokens)
 
     # Measured on CPU in float32: 29.13; with wrong wavelengths 33.12 (1e4) and 63.70 (1e3).
-    assert checkpoint.config.rope_theta == 1e5
+    assert checkpoint.config.rope == Rope(1e5)
     right = with_theta(1e5)
     assert right == pytest.approx(29.13, rel=0.01)
     assert with_theta(1e4) > 1.1 * right

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from icljax import compare
-from icljax.model import AttentionRecord, State, rotate
+from icljax.model import AttentionRecord, Rope, State, rotate
 from icljax.settings import Records
 
 L, B, S, G, K, A = 2, 2, 9, 3, 4, 2
@@ -19,7 +19,7 @@ def records(seed, near=None, by=1.0):
     if near is not None:
         keys, values = near.keys + by * keys, near.values + by * values
     empty = jnp.zeros(0)
-    return Records(empty, AttentionRecord(empty, empty, empty, empty), keys, values)
+    return Records(empty, AttentionRecord(empty, empty, empty, empty), empty, keys, values)
 
 
 def slot_mask():
@@ -70,14 +70,14 @@ def test_demonstration_update_stands_in_the_zero_shot_frame():
     rng = np.random.default_rng(3)
     raw = jnp.asarray(rng.standard_normal((L, 6, G, K)), jnp.float32)
     values = jnp.asarray(rng.standard_normal((L, 6, G, K)), jnp.float32)
-    at = jnp.broadcast_to(jnp.arange(6), (L, 6))
-    state = State(rotate(raw, at, 100.0), values, jnp.ones(6, bool), jnp.int32(6))
+    at, rope = jnp.broadcast_to(jnp.arange(6), (L, 6)), Rope(100.0, 2, interleaved=True, factor=2.0)
+    state = State(rotate(raw, at, rope), values, jnp.ones(6, bool), jnp.int32(6))
     columns, compared = np.array([1, 2, 4, 0]), jnp.array([True, True, True, False])
-    update = compare.demonstration_update(state, columns, compared, jnp.int32(5), 100.0)
+    update = compare.demonstration_update(state, columns, compared, jnp.int32(5), rope)
     query = jnp.asarray(rng.standard_normal((1, 1, K)), jnp.float32)
-    late, early = (rotate(query, jnp.full((1, 1), p), 100.0)[0, 0] for p in (8, 3))
+    late, early = (rotate(query, jnp.full((1, 1), p), rope)[0, 0] for p in (8, 3))
     chosen = columns[:3]
     expected = jnp.einsum(
-        "LTGV,LTGK,K->LGV", values[:, chosen], rotate(raw, at, 100.0)[:, chosen], late
+        "LTGV,LTGK,K->LGV", values[:, chosen], rotate(raw, at, rope)[:, chosen], late
     )
     np.testing.assert_allclose(jnp.einsum("LGVK,K->LGV", update, early), expected, atol=1e-5)

@@ -3,6 +3,8 @@
 import json
 import re
 import struct
+import warnings
+import weakref
 from pathlib import Path
 
 import gguf
@@ -11,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, pre_tokenizers
 
-from icljax import gguf_reader
+from icljax import bpe, checkpoints, gguf_reader
 from icljax.errors import UserError
 
 LAYERS, WIDTH, FFN, HEADS, KV_HEADS = 2, 32, 64, 4, 2
@@ -30,6 +32,22 @@ def _llama_cpp_permute(weights: np.ndarray, n_head: int) -> np.ndarray:
         .swapaxes(1, 2)
         .reshape(weights.shape)
     )
+
+
+# What Qwen's layers have beside Llama's.
+QWEN_PARTS = {
+    "qwen2": {f"self_attn.{x}_proj.bias": WIDTH // (1 if x == "q" else 2) for x in "qkv"},
+    "qwen3": {f"self_attn.{x}_norm.weight": HEAD_DIM for x in "qk"},
+}
+
+
+def _qwen_weights(arch: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return _hf_weights() | {
+        f"model.layers.{layer}.{name}": rng.standard_normal(size, np.float32)
+        for layer in range(LAYERS)
+        for name, size in QWEN_PARTS[arch].items()
+    }
 
 
 def _hf_weights(tied: bool = True) -> dict[str, np.ndarray]:
@@ -65,6 +83,8 @@ GGUF_PARTS = {
     "lm_head": "output",
     "model.layers": "blk",
     "input_layernorm": "attn_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
@@ -93,6 +113,7 @@ def _write(
     without: tuple[str, ...] = (),
     extra: dict[str, np.ndarray] | None = None,
     scaling: bool = False,
+    theta: float = 5000.0,
     alignment: int | None = None,
 ) -> Path:
     """A GGUF file as llama.cpp's converter would write it; matrices are stored as `kind`."""
@@ -106,7 +127,7 @@ def _write(
     writer.add_feed_forward_length(FFN)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
-    writer.add_rope_freq_base(5000.0)
+    writer.add_rope_freq_base(theta)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(HEAD_DIM)
     if scaling:
@@ -119,9 +140,9 @@ def _write(
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(0)
     for name, weight in weights.items():
-        if "q_proj" in name:
+        if "q_proj" in name and arch == "llama":
             weight = _llama_cpp_permute(weight, HEADS)
-        if "k_proj" in name:
+        if "k_proj" in name and arch == "llama":
             weight = _llama_cpp_permute(weight, KV_HEADS)
         its_kind = kind if weight.ndim == 2 else gguf.GGMLQuantizationType.F32
         if _gguf_name(name) not in without:
@@ -180,6 +201,88 @@ def test_quantised_tensors_come_back_within_half_a_step(tmp_path, kind, toleranc
         np.testing.assert_allclose(loaded[name], weight, rtol=0.004, atol=tolerance, err_msg=name)
 
 
+DEQUANTISED = [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16]
+DEQUANTISED += list(gguf.quants._type_traits)
+
+
+@pytest.mark.parametrize("kind", DEQUANTISED, ids=lambda kind: kind.name)
+def test_every_quantisation_that_gguf_undoes(tmp_path, kind):
+    """Quantised numbers where the package can, else any bytes: each pattern of them is a number."""
+    shape, rng = (6, 512), np.random.default_rng(0)
+    try:
+        stored = gguf.quants.quantize(rng.standard_normal(shape, np.float32), kind)
+    except NotImplementedError:
+        size = gguf.quants.quant_shape_to_byte_shape(shape, kind)
+        stored = rng.integers(0, 256, size, np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
+    writer.add_tensor("before", np.ones(5, np.float32))
+    writer.add_tensor("x", stored, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with np.errstate(all="ignore"):
+        expected = gguf.quants.dequantize(stored, kind)
+        got = gguf_reader._dequantize(gguf_reader._read(tmp_path / "one.gguf"), "x")
+    assert got.shape == shape
+    np.testing.assert_array_equal(got, expected, strict=True)
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3"])
+def test_qwen(tmp_path, arch):
+    """Its rotary pairs are (i, i + dh/2) in the file already, and it has tensors of its own."""
+    weights = _qwen_weights(arch)
+    path = _write(tmp_path / "tiny.gguf", weights, arch=arch, pre="qwen2")
+    gguf_reader.convert(path, tmp_path / "hf")
+    loaded = load_file(tmp_path / "hf/model.safetensors")
+    assert loaded.keys() == weights.keys()
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(loaded[name], weight, err_msg=name)
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    assert config["model_type"] == arch
+    assert config["architectures"] == [f"{arch.title()}ForCausalLM"]
+    checkpoint = checkpoints.open_checkpoint(str(tmp_path / "hf"))
+    assert (checkpoint.config.qkv_bias, checkpoint.config.qk_norm) == (
+        arch == "qwen2",
+        arch == "qwen3",
+    )
+    params = checkpoints.load_params(tmp_path / "hf", checkpoint.config)
+    assert params["layers"]["attention"]["key"]["kernel"].shape == (2, WIDTH, KV_HEADS, HEAD_DIM)
+
+
+def _llama_cpp_factors(theta: float, width: int, factor: float) -> np.ndarray:
+    # `generate_extra_tensors` of llama.cpp's convert_hf_to_gguf.py, for Llama 3.1.
+    factors = []
+    for i in range(0, width, 2):
+        wavelength = 2 * np.pi * theta ** (i / width)
+        if wavelength < 8192 / 4:
+            factors.append(1.0)
+        elif wavelength > 8192 / 1:
+            factors.append(factor)
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            factors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.float32(factors)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama_3_frequencies(tmp_path, factor):
+    # With this theta, the four waves of a head are short, short, middling, long.
+    extra = {"rope_freqs.weight": _llama_cpp_factors(4e5, HEAD_DIM, factor)}
+    path = _write(tmp_path / "tiny.gguf", _hf_weights(), extra=extra, theta=4e5)
+    gguf_reader.convert(path, tmp_path / "hf")
+    assert json.loads((tmp_path / "hf/config.json").read_text())["rope_parameters"] == {
+        "rope_type": "llama3",
+        "rope_theta": 4e5,
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    rope = checkpoints.open_checkpoint(str(tmp_path / "hf")).config.rope
+    assert (rope.factor, rope.theta) == (factor, 4e5)
+
+
 def test_rows_of_one_head_by_hand():
     # llama.cpp keeps the rotary pair (i, i + 2) of a head of 4 rows side by side: 0 2 1 3.
     stored = np.float32([0, 2, 1, 3, 10, 12, 11, 13])[:, None]
@@ -236,7 +339,13 @@ def test_header_agrees_with_the_gguf_package(tmp_path, alignment):
 
 
 @pytest.mark.parametrize(
-    ("pre", "expected"), [("smollm", ["Ġab", "Ġ", "1", "2"]), ("gpt-2", ["Ġab", "Ġ", "12"])]
+    ("pre", "expected"),
+    [
+        ("smollm", ["Ġab", "Ġ", "1", "2"]),
+        ("gpt-2", ["Ġab", "Ġ", "12"]),
+        ("llama-bpe", ["Ġab", "Ġ", "12"]),
+        ("qwen2", ["Ġab", "Ġ", "1", "2"]),
+    ],
 )
 def test_tokenizer_splits_digits_where_the_model_does(tmp_path, pre, expected):
     gguf_reader.convert(_write(tmp_path / "tiny.gguf", _hf_weights(), pre=pre), tmp_path / "hf")
@@ -254,6 +363,48 @@ def test_tokenizer_round_trip_and_added_tokens(folder):
     assert tokenizer.decode(encoding.ids) == "naïve 日本<tool> 7"  # control tokens are special
     assert tokenizer.get_vocab_size() == len(TOKENS)
     assert all(tokenizer.token_to_id(token) == i for i, token in enumerate(TOKENS))
+
+
+# Where the splits differ: digits, a contraction in capitals, a tab before a word, blank lines.
+SPLIT_TEXT = "I'M 12345\tnew  lines!?\n\nend"
+
+
+@pytest.mark.parametrize(
+    ("pre", "expected"),
+    [
+        ("gpt-2", "I|'|M|Ġ12345|ĉ|new|Ġ|Ġlines|!?|Ċ|Ċ|end"),
+        ("smollm", "I|'|M|Ġ|1|2|3|4|5|ĉ|new|Ġ|Ġlines|!?|Ċ|Ċ|end"),
+        ("llama-bpe", "I|'M|Ġ|123|45|ĉnew|Ġ|Ġlines|!?ĊĊ|end"),
+        ("qwen2", "I|'M|Ġ|1|2|3|4|5|ĉnew|Ġ|Ġlines|!?ĊĊ|end"),
+    ],
+)
+def test_words_are_cut_as_in_the_model(pre, expected):
+    vocabulary = {token: i for i, token in enumerate(TOKENS)}
+    pre_tokenizer = bpe.tokenizer(vocabulary, MERGES, pre).pre_tokenizer
+    assert "|".join(word for word, _ in pre_tokenizer.pre_tokenize_str(SPLIT_TEXT)) == expected
+
+
+@pytest.mark.parity
+def test_qwens_split_is_transformers():
+    with warnings.catch_warnings():  # what importing it warns of is none of our business
+        warnings.simplefilter("ignore")
+        qwen2 = pytest.importorskip("transformers.models.qwen2.tokenization_qwen2")
+    assert bpe.SPLITS["qwen2"] == qwen2.PRETOKENIZE_REGEX
+
+
+def test_a_word_of_llama_3_that_is_a_token_is_taken_whole():
+    vocabulary = {token: i for i, token in enumerate([*TOKENS, "abc"])}
+    assert bpe.tokenizer(vocabulary, MERGES, "llama-bpe").encode("abc").tokens == ["abc"]
+    assert bpe.tokenizer(vocabulary, MERGES, "qwen2").encode("abc").tokens == ["a", "b", "c"]
+
+
+def test_qwen_composes_accents():
+    vocabulary = {token: i for i, token in enumerate(TOKENS)}
+    split, whole = "e\u0301", "\u00e9"
+    qwen2 = bpe.tokenizer(vocabulary, MERGES, "qwen2")
+    assert qwen2.encode(split).ids == qwen2.encode(whole).ids
+    llama = bpe.tokenizer(vocabulary, MERGES, "llama-bpe")
+    assert llama.encode(split).ids != llama.encode(whole).ids
 
 
 # ---- The folder --------------------------------------------------------------------------------
@@ -275,6 +426,21 @@ def test_progress_counts_every_tensor(source, tmp_path):
     calls = []
     gguf_reader.convert(source, tmp_path / "a/b/hf", lambda *call: calls.append(call))
     assert calls == [(i, len(_hf_weights())) for i in range(1, len(_hf_weights()) + 1)]
+
+
+def test_one_tensor_is_in_memory_at_a_time(source, tmp_path, monkeypatch):
+    made = []
+    dequantize = gguf_reader._dequantize
+
+    def spy(*args):
+        assert all(array() is None for array in made)
+        array = dequantize(*args)
+        made.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(gguf_reader, "_dequantize", spy)
+    gguf_reader.convert(source, tmp_path / "hf")
+    assert len(made) == len(_hf_weights())
 
 
 def test_a_faster_second_converter_is_kept(source, tmp_path):
@@ -321,7 +487,9 @@ def _one_line_error(path: Path) -> str:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"arch": "qwen2"}, "architecture 'qwen2', supported: 'llama'"),
+        ({"arch": "gemma3"}, "architecture 'gemma3', supported: 'llama', 'qwen2', 'qwen3'"),
+        ({"arch": "qwen2"}, "no tensor blk.0.attn_q.bias"),
+        ({"arch": "qwen3"}, "no tensor blk.0.attn_q_norm.weight"),
         ({"model": "llama"}, "tokenizer of model 'llama', supported: 'gpt2'"),
         ({"pre": "tekken"}, "pre-tokenizer 'tekken', supported: 'gpt-2', 'smollm'"),
         ({"without": ("blk.1.ffn_up.weight",)}, "no tensor blk.1.ffn_up.weight"),
@@ -329,6 +497,7 @@ def _one_line_error(path: Path) -> str:
         ({"without": ("context_length",)}, "no field llama.context_length"),
         ({"extra": {"blk.0.attn_q.bias": np.zeros(4, np.float32)}}, "such as blk.0.attn_q.bias"),
         ({"scaling": True}, "rotary scaling 'linear'"),
+        ({"extra": {"rope_freqs.weight": np.float32([1, 2, 3, 4])}}, "not as Llama 3.1 does"),
     ],
 )
 def test_unsupported(tmp_path, options, expected):

@@ -206,7 +206,7 @@ def test_schedule_is_warm_up_then_polynomial_decay():
 def test_export_and_open_again(tmp_path, kind):
     family = {}
     if kind == "gpt2":
-        family = {"norm": "layer", "positions": "learned", "mlp": "gelu"}
+        family = {"norm": "layer", "positions": "learned", "mlp": "gelu_new"}
         family |= {"qkv_bias": True, "output_bias": True, "mlp_bias": True}
     attention = pretrain.parse_variant("delta_momentum+momentum ema=0.7 learn=ema,beta,eta")
     config = DecoderConfig(

@@ -29,7 +29,7 @@ GPT2 = dataclasses.replace(
     num_kv_heads=4,
     norm="layer",
     positions="learned",
-    mlp="gelu",
+    mlp="gelu_new",
     qkv_bias=True,
     output_bias=True,
     mlp_bias=True,
@@ -170,7 +170,8 @@ def test_record_is_what_a_single_pass_shows(config):
     context = random_tokens(10, seed=3)
     state = encode(model, params, jnp.asarray(context), jnp.ones(10, bool))
     packed = jax.tree.map(lambda x: x[0], prompts.pack(queries, encoder, 64, 64))
-    attention = read(model, params, state, packed).attention
+    records = read(model, params, state, packed)
+    attention = records.attention
     own = settings.own_tokens(packed)
     order = packed.example.reshape(-1)
     for n, query in enumerate(queries):
@@ -179,12 +180,16 @@ def test_record_is_what_a_single_pass_shows(config):
         last = len(whole) - 1
         record = plain(model, params, whole)[1]
         np.testing.assert_allclose(attention.attn_out[slot], record.attn_out[:, 0, last], atol=1e-4)
-        np.testing.assert_allclose(attention.query[slot], record.query[:, 0, last], atol=1e-4)
+        np.testing.assert_allclose(
+            attention.query[slot],
+            record.query[:, 0, last].reshape(attention.query[slot].shape),
+            atol=1e-4,
+        )
         scores = np.asarray(attention.scores_query[slot])[..., np.asarray(own[slot])]
         expected = record.scores_query[:, 0, last, :, : last + 1]
         np.testing.assert_allclose(scores, expected[..., 10:], atol=1e-4)
         to_context = jnp.sum(expected[..., :10], 1)
-        np.testing.assert_allclose(attention.scores_state[slot], to_context, atol=1e-4)
+        np.testing.assert_allclose(records.scores_state[slot], to_context, atol=1e-4)
 
 
 def optax_finetune(model, params, rate, examples):
@@ -198,7 +203,7 @@ def optax_finetune(model, params, rate, examples):
     def loss_fn(leaves, tokens):
         logits, record = whole_pass(model, settings.with_key_value(params, leaves), tokens)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits[:-1], tokens[1:]).mean()
-        return loss, record.query[:, 0]
+        return loss, record.query[:, 0].reshape(*record.query.shape[:1], record.query.shape[2], -1)
 
     for tokens in examples:
         (loss, query), gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(

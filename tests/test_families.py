@@ -1,0 +1,357 @@
+"""Hugging Face's model types: what config.json means, which tensor is which, published sizes."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from icljax import families, settings
+from icljax.architectures import ARCHITECTURES, PUBLISHED
+from icljax.attention import Kind
+from icljax.errors import UserError
+from icljax.mixing import Past, parse_kinds
+from icljax.model import Block, Decoder, DecoderConfig, Rope, init_params, rotate, sinusoids
+
+LLAMA = DecoderConfig(400, 3, 32, 48, 4, 2, 8, 64)
+
+
+def tiny(kind, **changes):
+    """A small config.json of any type, from a published one."""
+    published = next(hf for hf in ARCHITECTURES.values() if hf["model_type"] == kind)
+    small = {
+        **dict.fromkeys(("n_layer", "num_layers", "num_hidden_layers"), 4),
+        **dict.fromkeys(("n_head", "num_heads", "attention_heads", "num_attention_heads"), 4),
+        **dict.fromkeys(("n_embd", "d_model", "hidden_size"), 32),
+        **dict.fromkeys(("intermediate_size", "ffn_dim"), 48),
+        **{"vocab_size": 400, "num_key_value_heads": 2, "head_dim": 8, "rotary_dim": 4},
+        "attention_types": [[["global", "local"], 2]],
+    }
+    hf = {key: small.get(key, value) for key, value in published.items()} | changes
+    return {key: value for key, value in hf.items() if value is not ...}
+
+
+def shapes_of(config):
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def count(config):
+    return sum(x.size for x in jax.tree.leaves(shapes_of(config)))
+
+
+# ---- Published models, without their memory ----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_counts(name):
+    assert count(families.decoder_config(ARCHITECTURES[name], name)) == PUBLISHED[name]
+
+
+def test_every_family_has_a_published_size():
+    types = {ARCHITECTURES[name]["model_type"] for name in PUBLISHED}
+    assert types == families.FAMILIES.keys() - {"xglm"}
+
+
+def test_fairseq_sizes_are_those_of_the_paper():
+    """Artetxe et al. 2021, table 1: 125M to 13B, in words rounded to two digits."""
+    for name in (name for name in ARCHITECTURES if name.startswith("fairseq")):
+        number, unit = float(name[8:-1]), {"m": 1e6, "b": 1e9}[name[-1]]
+        assert count(families.decoder_config(ARCHITECTURES[name], name)) == pytest.approx(
+            number * unit, rel=0.03
+        )
+
+
+# ---- Plans -------------------------------------------------------------------------------------
+
+
+def shape_by_pattern(side, sizes):
+    groups = side.replace("(", " ( ").replace(")", " ) ").split()
+    out, joined = [], None
+    for token in groups:
+        if token in "()":
+            out, joined = (out, 1) if token == "(" else ([*out, joined], None)
+            continue
+        size = int(token) if token.isdigit() else sizes[token]
+        if joined is None:
+            out.append(size)
+        else:
+            joined *= size
+    return tuple(out)
+
+
+@pytest.mark.parametrize("kind", families.FAMILIES)
+def test_plan_covers_the_tree_with_its_shapes(kind):
+    hf = tiny(kind)
+    config = families.decoder_config(hf, kind)
+    plan, sizes = families.plan(hf, config), families.axis_sizes(config)
+    paths = jax.tree_util.tree_leaves_with_path(shapes_of(config))
+    expected = {tuple(part.key for part in path): leaf.shape for path, leaf in paths}
+    assert plan.leaves.keys() == expected.keys()
+    for path, leaf in plan.leaves.items():
+        stacked = (config.num_layers,) if "{}" in leaf.tensor else ()
+        assert (path[0] == "layers") == bool(stacked)
+        assert stacked + shape_by_pattern(leaf.pattern.split("->")[1], sizes) == expected[path]
+    # No two leaves are the same part of a tensor.
+    parts = [(leaf.tensor, leaf.part) for leaf in plan.leaves.values()]
+    assert len(set(parts)) == len(parts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "expected"),
+    [
+        ("llama", "query.kernel", ("layers.{}.self_attn.q_proj.weight", "(H K) D -> D H K")),
+        ("gpt2", "key.kernel", ("h.{}.attn.c_attn.weight", "D (3 H K) -> D H K", 1)),
+        ("gpt2", "value.bias", ("h.{}.attn.c_attn.bias", "(3 H K) -> H K", 2)),
+        (
+            "gpt_neox",
+            "value.kernel",
+            ("layers.{}.attention.query_key_value.weight", "(H 3 K) D -> D H K", 2),
+        ),
+        ("gptj", "output.kernel", ("h.{}.attn.out_proj.weight", "D (H K) -> H K D")),
+        ("gptj", "unembed.bias", ("lm_head.bias", "V -> V")),
+        ("gemma", "mlp_norm.scale", ("layers.{}.post_attention_layernorm.weight", "D -> D", 0, 1)),
+        ("opt", "embed_positions.embedding", ("embed_positions.weight", "P D -> P D")),
+        ("qwen3", "key_norm.scale", ("layers.{}.self_attn.k_norm.weight", "K -> K")),
+    ],
+)
+def test_leaves(kind, path, expected):
+    hf = tiny(kind)
+    leaves = families.plan(hf, families.decoder_config(hf, kind)).leaves
+    (found,) = (leaf for at, leaf in leaves.items() if ".".join(at[-2:]) == path)
+    assert found == families.Leaf(*expected)
+
+
+def test_the_output_projection_has_no_prefix():
+    hf = tiny("gpt2", tie_word_embeddings=False)
+    leaves = families.plan(hf, families.decoder_config(hf, "gpt2")).leaves
+    assert leaves["embed", "embedding"].name("transformer.") == "transformer.wte.weight"
+    assert leaves["unembed", "kernel"].name("transformer.") == "lm_head.weight"
+    assert leaves["unembed", "kernel"].pattern == "V D -> D V"
+    scale = leaves["layers", "mlp_norm", "scale"]
+    assert scale.name("transformer.", 2) == "transformer.h.2.ln_2.weight"
+
+
+# ---- What config.json says ---------------------------------------------------------------------
+
+
+QWEN_WINDOWS = {"use_sliding_window": True, "sliding_window": 8}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "expected"),
+    [
+        ("gpt_neo", {}, [0, 256]),
+        ("gpt_neo", {"attention_types": [[["global"], 1], [["local"], 3]]}, [0, 256, 256, 256]),
+        ("mistral", {}, [4096]),
+        ("mistral", {"sliding_window": None}, [0]),
+        ("qwen2", {}, [0]),
+        ("qwen2", {"sliding_window": 8}, [0]),
+        ("qwen3", {**QWEN_WINDOWS, "max_window_layers": 3}, [0, 0, 0, 8]),
+        ("qwen3", {**QWEN_WINDOWS, "max_window_layers": 0}, [8]),
+        (
+            "qwen2",
+            {**QWEN_WINDOWS, "layer_types": ["full_attention", "sliding_attention"] * 2},
+            [0, 8],
+        ),
+    ],
+)
+def test_windows(kind, changes, expected):
+    config = families.decoder_config(tiny(kind, **changes), kind)
+    assert config.attention == tuple(Kind(window=size) for size in expected)
+
+
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "expected"),
+    [
+        ("llama", {"rope_theta": 500.0}, Rope(500.0)),
+        ("llama", {"rope_parameters": {"rope_theta": 500.0}}, Rope(500.0)),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}}, Rope(factor=4.0)),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+            Rope(1e4, 0, False, 8.0, 1.0, 4.0, 8192),
+        ),
+        ("gpt_neox", {}, Rope(width=2)),
+        ("gpt_neox", {"rotary_pct": 1.0, "rotary_emb_base": 500}, Rope(500.0)),
+        ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.5}}, Rope(width=4)),
+        ("gptj", {}, Rope(width=4, interleaved=True)),
+        ("opt", {}, None),
+    ],
+)
+def test_rotary_positions(kind, changes, expected):
+    assert families.decoder_config(tiny(kind, **changes), kind).rope == expected
+
+
+def test_kinds_of_attention_of_a_model_trained_here_come_first():
+    kind = dataclasses.replace(Kind(ema=0.5), learn=("ema",))
+    changes = {families.ATTENTION_KEY: [dataclasses.asdict(kind)]}
+    hf = tiny("mistral", **changes)
+    config = families.decoder_config(hf, "here")
+    assert config.attention == (kind,)
+    leaf = families.plan(hf, config).leaves["layers", "attention", "ema"]
+    assert leaf == families.Leaf("layers.{}.self_attn.icljax_ema", "G -> G")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "expected"),
+    [
+        ("gemma2", None, "model_type 'gemma2' is unknown; supported: gpt2, gpt_neo, "),
+        ("mixtral", None, "model_type 'mixtral' is unknown"),
+        ("llama", {"rope_scaling": {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
+        ("llama", {"rope_scaling": {"rope_type": "llama3"}}, "has no 'factor', which llama needs"),
+        ("qwen2", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
+        ("gemma", {"hidden_activation": "relu"}, "only 'gelu_pytorch_tanh'"),
+        ("opt", {"word_embed_proj_dim": 16}, "word_embed_proj_dim=16 is not supported, only 32"),
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before=False is not supported"),
+        ("gptj", {"rotary_dim": None}, "rotary_dim is not given"),
+        ("gptj", {"tie_word_embeddings": True}, "tie_word_embeddings=True is not supported"),
+        ("gpt_neo", {"attention_types": [[["global"], 3]]}, "are of 3 layers, not 4"),
+        ("gpt_neo", {"attention_types": [[["sparse"], 4]]}, "['sparse'] are not all"),
+        ("xglm", {"add_cross_attention": True}, "add_cross_attention=True is not supported"),
+        ("gpt_neox", {"hidden_size": ...}, "has no 'hidden_size', which gpt_neox needs"),
+    ],
+)
+def test_refused_in_one_line(kind, changes, expected):
+    hf = {"model_type": kind} if changes is None else tiny(kind, **changes)
+    with pytest.raises(UserError) as caught:
+        families.decoder_config(hf, "somewhere")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("somewhere: ")
+
+
+# ---- Positions ---------------------------------------------------------------------------------
+
+ROPES = {
+    "llama": Rope(100.0),
+    "partial": Rope(100.0, width=4),
+    "gptj": Rope(100.0, width=6, interleaved=True),
+    "llama3": Rope(100.0, factor=8.0, low=1.0, high=4.0, original_length=64),
+    "linear": Rope(100.0, factor=4.0),
+}
+
+
+@pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
+def test_scores_after_rotation_depend_on_the_distance_only(rope):
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 8))
+    turn = jax.jit(rotate, static_argnums=2)
+
+    def at(x, position):
+        return turn(x, np.full((1, 1), position), rope)
+
+    scores = [jnp.vdot(at(q, i), at(k, j)) for i, j in ((7, 2), (30, 25), (5, 0), (0, -5))]
+    np.testing.assert_allclose(scores, scores[0], rtol=1e-4)
+    assert abs(float(jnp.vdot(at(q, 7), at(k, 3)) - scores[0])) > 1e-3
+    np.testing.assert_allclose(at(at(k, 9), -9), k, atol=1e-5)
+
+
+def test_sinusoids_of_fairseq():
+    """By hand: width 4 has frequencies 1 and 1 / 10,000."""
+    got = sinusoids(jnp.array([[2, 3]]), 4)
+    angle = np.array([[2, 2e-4], [3, 3e-4]])
+    np.testing.assert_allclose(got[0], np.concatenate([np.sin(angle), np.cos(angle)], 1), atol=1e-6)
+
+
+# ---- Blocks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", ["sequential", "parallel", "shared_norm"])
+def test_sublayers_of_a_parallel_block_add_up(block):
+    config = dataclasses.replace(LLAMA, block=block)
+    params = jax.tree.map(lambda x: x[0], params_of(config)["layers"])
+    assert ("mlp_norm" in params) == (block != "shared_norm")
+    x = np.random.default_rng(1).standard_normal((1, 6, 32), np.float32)
+    positions = np.arange(6)[None]
+    past = Past(positions + 1, None, None)
+
+    @jax.jit
+    def change(attention, mlp):
+        sublayers = {"attention": (attention, params["attention"]), "mlp": (mlp, params["mlp"])}
+        scaled = {k: jax.tree.map(lambda w, s=s: s * w, p) for k, (s, p) in sublayers.items()}
+        layer = (jnp.int32(0), None)
+        args = (x, layer, None, positions, past, None)
+        return Block(config).apply({"params": params | scaled}, *args)[0] - x
+
+    apart = change(1.0, 0.0) + change(0.0, 1.0)
+    close = np.allclose(change(1.0, 1.0), apart, atol=1e-4)
+    assert close == (block != "sequential")
+    assert np.abs(change(0.0, 1.0)).max() > 0.1
+
+
+# ---- Windows -----------------------------------------------------------------------------------
+
+WINDOWED = dataclasses.replace(LLAMA, attention=(Kind(window=5), Kind()))
+TOKENS = np.arange(2, 16, dtype=np.int32)[None]
+AT = np.arange(14, dtype=np.int32)[None]
+
+
+@functools.cache
+def params_of(config):
+    """Random; in NumPy, since XLA takes seconds to compile as many shapes of random numbers."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape, np.float32), shapes_of(config))
+
+
+@functools.cache
+def reader(config):
+    return jax.jit(functools.partial(settings.forward, Decoder(config)))
+
+
+def test_a_token_sees_its_window():
+    """One layer of window 5: the last token's output depends on the last 5 tokens alone."""
+    config = dataclasses.replace(WINDOWED, num_layers=1)
+
+    def last(embedding):
+        params = params_of(config) | {"embed": {"embedding": embedding}}
+        hidden = settings.forward(Decoder(config), params, TOKENS, AT).hidden
+        return jnp.sum(jnp.sin(hidden[0, -1]))
+
+    gradient = jax.jit(jax.grad(last))(params_of(config)["embed"]["embedding"])
+    seen = np.flatnonzero(np.abs(gradient).max(1))
+    np.testing.assert_array_equal(seen, TOKENS[0, -5:])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"qk_norm": True, "block": "shared_norm", "positions": Rope(100.0, 4, interleaved=True)},
+        {"norm": "layer", "block": "parallel", "positions": "sinusoidal", "mlp": "gelu"},
+    ],
+    ids=["rotary", "sinusoidal"],
+)
+def test_windows_reach_into_the_state(changes):
+    """Reading after a padded state equals reading the whole text."""
+    config = dataclasses.replace(WINDOWED, **changes)
+    params = params_of(config)
+    whole = reader(config)(params, TOKENS, AT).hidden[:, 9:]
+    padded = jnp.pad(TOKENS[0, :9], (0, 3), constant_values=7)
+    encode = jax.jit(functools.partial(settings.encode, Decoder(config)))
+    rest = (params, TOKENS[:, 9:], AT[:, 9:], None, encode(params, padded, jnp.arange(12) < 9))
+    np.testing.assert_allclose(reader(config)(*rest).hidden, whole, atol=1e-4)
+    unbounded = dataclasses.replace(config, attention=(Kind(),))
+    assert np.abs(reader(unbounded)(*rest).hidden - whole).max() > 1e-2
+
+
+def test_a_window_in_jax_nn():
+    other = dataclasses.replace(WINDOWED, implementation="jax_nn")
+    ours, theirs = (reader(c)(params_of(WINDOWED), TOKENS, AT).hidden for c in (WINDOWED, other))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_named_kind_replaces_the_models_own():
+    assert parse_kinds({"kind": ""}) is None
+    assert parse_kinds({"kind": "softmax"}) == (Kind(),)
+    assert parse_kinds({"kind": "softmax,delta", "window": 5})[0] == Kind(window=5)
+    assert parse_kinds({"kind": "softmax,delta", "window": 5})[1].window == 0
+    with pytest.raises(UserError, match="window is -1"):
+        parse_kinds({"kind": "softmax", "window": -1})
