@@ -9,16 +9,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from icljax.chunks import Arrays, Chunks
-from icljax.grid import Chosen, Kept, Run, finetune_pieces
+from icljax.grid import Chosen, Kept, Run, committed_seeds_at_once, finetune_pieces
 from icljax.job import Job
 from icljax.model import DecoderConfig, Params, init_params
-from icljax.programs import Comparison, Programs, compare_settings, encode_demonstrations
+from icljax.programs import Comparison, Programs, compare_settings
 from icljax.prompts import Queries
 from icljax.settings import Finetuned
 
 
 def reinitialize(params: Params, decoder: DecoderConfig, weights: str, seed: int) -> Params:
-    """The untrained controls of Deutch et al. 2024; "trained" returns `params` itself."""
+    """The untrained controls of Deutch et al. 2024; "trained" returns `params` itself.
+
+    Args:
+        params: arrays; those that are not kept may be shapes with their shardings.
+    """
     if weights == "trained":
         return params
 
@@ -32,10 +36,25 @@ def reinitialize(params: Params, decoder: DecoderConfig, weights: str, seed: int
     if weights == "untrained":
         return fresh
 
-    def keep(path: tuple[Any, ...], new: jax.Array, old: jax.Array) -> jax.Array:
-        return old if any("embed" in p.key or "norm" in p.key for p in path) else new
+    return jax.tree_util.tree_map_with_path(
+        lambda path, new, old: old if is_kept(path) else new, fresh, params
+    )
 
-    return jax.tree_util.tree_map_with_path(keep, fresh, params)
+
+def only_kept(params: Params) -> Params:
+    """`params` with shapes in the place of all that no control keeps, to free their memory."""
+
+    def shape(path: tuple[Any, ...], x: jax.Array) -> Any:
+        if is_kept(path):
+            return x
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+    return jax.tree_util.tree_map_with_path(shape, params)
+
+
+def is_kept(path: tuple[Any, ...]) -> bool:
+    """Whether "untrained_keep_embeddings" keeps the leaf at this path."""
+    return any("embed" in p.key or "norm" in p.key for p in path)
 
 
 def compare_untrained(
@@ -52,6 +71,9 @@ def compare_untrained(
     """The same comparison on models that were never trained (Deutch et al. 2024).
 
     Every seed keeps the learning rate that was chosen for the trained model.
+
+    Args:
+        params: of the trained model, as `only_kept` leaves them.
     """
     runs = list(enumerate(chosen.rate_index.tolist()))
     demonstrations = job.demonstrations
@@ -68,18 +90,18 @@ def compare_untrained(
         comparisons[name] = compare_settings(
             programs,
             fresh,
-            encode_demonstrations(programs, fresh, demonstrations),
-            kept.stacked(f"{name}-finetune", runs),
+            functools.partial(kept.stacked, f"{name}-finetune", runs),
             demonstrations,
             queries,
+            committed_seeds_at_once(kept, f"{name}-compare-size"),
             functools.partial(_committed, chunks, name),
             advance,
         )
     return comparisons
 
 
-def _committed(chunks: Chunks, name: str, number: int, read: Callable[[], Arrays]) -> Arrays:
-    return chunks.once(f"{name}-compare-{number:04d}", read)
+def _committed(chunks: Chunks, name: str, batch: str, read: Callable[[], Arrays]) -> Arrays:
+    return chunks.once(f"{name}-compare-{batch}", read)
 
 
 def first_batches(queries: Queries, num_examples: int) -> Queries:

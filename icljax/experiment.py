@@ -13,10 +13,10 @@ from rich.console import Console
 from icljax import checkpoints, controls, mixing, report, results, runtime, sharding, workdir
 from icljax.chunks import Chunks
 from icljax.config import validate
-from icljax.grid import finetune_grid
+from icljax.grid import Kept, committed_seeds_at_once, finetune_grid
 from icljax.job import Job, prepare
 from icljax.job import fingerprint as job_fingerprint
-from icljax.model import DecoderConfig, Params, State, init_params
+from icljax.model import DecoderConfig, Params, init_params
 from icljax.programs import (
     Comparison,
     Programs,
@@ -24,6 +24,7 @@ from icljax.programs import (
     encode_demonstrations,
     make_programs,
     read_all,
+    seed_groups,
 )
 from icljax.progress import Stages
 from icljax.report import show
@@ -65,9 +66,6 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
             num_demonstrations = job.demonstrations.train.shape[1]
             programs = make_programs(decoder, config, job.encoder.bos, num_demonstrations, mesh)
 
-        with stages.stage("encode", "encode the demonstrations, once", 1):
-            states = encode_demonstrations(programs, params, job.demonstrations)
-            jax.block_until_ready(states)
         chosen = finetune_grid(
             programs,
             params,
@@ -78,23 +76,26 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
             chunks,
             stages,
         )
-        with stages.stage("compare", "ZSL, ICL, FT and metrics", len(job.labels)) as advance:
-            finetuned = (chosen.key_value, chosen.queries)
+        total = len(job.labels) * len(config.seeds)
+        with stages.stage("compare", "ZSL, ICL, FT and metrics", total) as advance:
+            kept = Kept(programs, params, job.demonstrations, chunks)
+            at_once = committed_seeds_at_once(kept, "compare-size")
             comparison = compare_settings(
                 programs,
                 params,
-                states,
-                finetuned,
+                chosen.finetuned,
                 job.demonstrations,
                 job.evaluation,
-                lambda number, read: chunks.once(f"compare-{number:04d}", read),
+                at_once,
+                lambda batch, read: chunks.once(f"compare-{batch}", read),
                 advance,
             )
-            best_seed = select_seed(programs, params, states, job, comparison, config)
+            best_seed = select_seed(programs, params, job, comparison, at_once, config)
         untrained: dict[str, Comparison] = {}
         if names := config.controls.weights:
             queries = controls.first_batches(job.evaluation, config.controls.num_examples)
-            total = len(names) * int(np.sum(queries.example >= 0))
+            total = len(names) * int(np.sum(queries.example >= 0)) * len(config.seeds)
+            params = controls.only_kept(params)
             with stages.stage("controls", "the same on untrained models", total) as advance:
                 untrained = controls.compare_untrained(
                     programs, params, decoder, job, queries, chosen, config, chunks, advance
@@ -149,9 +150,9 @@ def compute_dtype(config: ConfigDict) -> str:
 def select_seed(
     programs: Programs,
     params: Params,
-    states: State,
     job: Job,
     comparison: Comparison,
+    at_once: int,
     config: ConfigDict,
 ) -> tuple[int, list[float]] | None:
     """The seed with the best ICL accuracy on the selection examples, and those accuracies."""
@@ -160,12 +161,16 @@ def select_seed(
     if config.selection.split == "validation":
         logprob = comparison.logprob_icl
     else:
-        logprob = read_all(
-            functools.partial(programs.score_states, params, states),
-            job.selection,
-            programs.mesh,
-            lambda: None,
-            by_row=True,
-        )
+        groups = seed_groups(len(config.seeds), at_once)
+        read = functools.partial(_read_states, programs, params, job)
+        logprob = np.concatenate([read(group) for group in groups])[: len(config.seeds)]
     accuracy = np.mean(logprob.argmax(-1) == job.selection_labels, -1)
     return int(accuracy.argmax()), accuracy.tolist()
+
+
+def _read_states(programs: Programs, params: Params, job: Job, group: np.ndarray) -> np.ndarray:
+    """ICL's answer log-probabilities [seeds, N, Y] on the selection examples."""
+    some = jax.tree.map(lambda x: np.asarray(x)[group], job.demonstrations)
+    states = encode_demonstrations(programs, params, some)
+    score = functools.partial(programs.score_states, params, states)
+    return read_all(score, job.selection, programs.mesh, lambda: None, by_row=True)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,18 +24,16 @@ Tuned = tuple[Params, jax.Array]  # a run's key and value leaves, and its traini
 
 
 class Chosen(NamedTuple):
-    """Each seed's finetuned key and value leaves at its chosen learning rate.
+    """Each seed's chosen learning rate, and what it was chosen from.
 
     Attributes:
-        key_value: leaves with a leading axis over the R seeds.
-        queries: [R, L, C, H * K], query vectors of the compared training tokens.
+        finetuned: gives seeds' key and value leaves and training queries [seeds, L, C, H * K].
         rate_index: int [R], position in the learning rates.
         accuracy, nll: float [R, rates] on the selection examples (NaN: loss not finite).
         loss: float [R, rates], mean training loss over the steps.
     """
 
-    key_value: Params
-    queries: jax.Array
+    finetuned: Callable[[Sequence[int]], Tuned]
     rate_index: np.ndarray
     accuracy: np.ndarray
     nll: np.ndarray
@@ -94,8 +92,8 @@ def finetune_grid(
                 "--config.finetune.learning_rates"
             )
     chosen = [best[s] for s in range(num_seeds)]
-    key_value, queries = kept.stacked("finetune", chosen)
-    return Chosen(key_value, queries, np.asarray([r for _, r in chosen]), *table)
+    finetuned = functools.partial(kept.stacked, "finetune", chosen)
+    return Chosen(finetuned, np.asarray([r for _, r in chosen]), *table)
 
 
 def _best_runs(
@@ -116,7 +114,7 @@ def _best_runs(
 
 
 class Kept:
-    """Finetuned runs that something later needs: on the devices, and on disk for a restart."""
+    """Finetuned runs that something later needs, on disk: all of them would fill a device."""
 
     def __init__(
         self,
@@ -127,25 +125,19 @@ class Kept:
     ):
         self.programs, self.params, self.chunks = programs, params, chunks
         self.demonstrations = demonstrations
-        self._here: dict[str, Tuned] = {}
 
     def keep(self, prefix: str, run: Run, tuned: settings.Finetuned, index: int) -> None:
         """Takes run number `index` out of a finetuned piece."""
-        name = _tree_name(prefix, run)
-        self._here[name] = self.chunks.keep(name, self.programs.pick(tuned, np.int32(index)))
+        self.chunks.keep(_tree_name(prefix, run), self.programs.pick(tuned, np.int32(index)))
 
     def forget(self, prefix: str, run: Run) -> None:
         """Drops a run that a better one has replaced."""
-        self._here.pop(_tree_name(prefix, run), None)
         self.chunks.forget(_tree_name(prefix, run))
 
-    def stacked(self, prefix: str, runs: list[Run]) -> Tuned:
-        """The runs as one tree with a leading axis, those of an earlier start read from disk."""
-        trees = []
-        for run in runs:
-            name = _tree_name(prefix, run)
-            here = self._here.pop(name, None)
-            trees.append(here or self.chunks.kept(name, self._abstract()))
+    def stacked(self, prefix: str, runs: Sequence[Run], seeds: Sequence[int]) -> Tuned:
+        """These seeds' runs as one tree with a leading axis."""
+        abstract = self._abstract()
+        trees = [self.chunks.kept(_tree_name(prefix, runs[s]), abstract) for s in seeds]
         return jax.jit(lambda *x: jax.tree.map(lambda *y: jnp.stack(y), *x))(*trees)
 
     def _abstract(self) -> Any:
@@ -179,7 +171,11 @@ def finetune_pieces(
     """
     programs, chunks, mesh = kept.programs, kept.chunks, kept.programs.mesh
     rates = np.asarray(config.finetune.learning_rates, np.float32)
-    at_once = _committed_piece_size(kept, runs, config, prefix)
+    parts, split = mesh.shape["data"], mesh.shape["model"]
+    choose = functools.partial(
+        runs_at_once, config, kept.params, kept.demonstrations, len(runs), parts, split
+    )
+    at_once = _committed_number(chunks, f"{prefix}-size", choose)
 
     def finetune(piece: list[Run]) -> Arrays:
         seed, rate = np.asarray(piece + piece[-1:] * (at_once - len(piece))).T
@@ -195,24 +191,6 @@ def finetune_pieces(
         piece = runs[start : start + at_once]
         name = f"{prefix}-{number:04d}"
         yield piece, chunks.once(name, functools.partial(finetune, piece))
-
-
-def _committed_piece_size(kept: Kept, runs: list[Run], config: ConfigDict, prefix: str) -> int:
-    """As at the job's first start: what memory is free may have changed since."""
-
-    def choose() -> Arrays:
-        parts, split = kept.programs.mesh.shape["data"], kept.programs.mesh.shape["model"]
-        return {
-            "runs": np.asarray(
-                runtime.from_first(
-                    lambda: runs_at_once(
-                        config, kept.params, kept.demonstrations, len(runs), parts, split
-                    )
-                )
-            )
-        }
-
-    return int(kept.chunks.once(f"{prefix}-size", choose)["runs"])
 
 
 def _selection_scores(logprob: np.ndarray, labels: np.ndarray, loss: jax.Array) -> np.ndarray:
@@ -258,6 +236,46 @@ def runs_at_once(
     wanted = config.finetune.runs_at_once or data * max(1, (free or free_memory()) // each)
     pieces = math.ceil(num_runs / min(wanted, num_runs))
     return math.ceil(num_runs / pieces / data) * data
+
+
+def seeds_at_once(
+    params: Params, demonstrations: Demonstrations, model: int = 1, free: int | None = None
+) -> int:
+    """Of how many seeds states and finetuned leaves are on a device together: what fits.
+
+    Twice that of each seed: its leaves and training queries are read, then stacked.
+
+    Args:
+        params: arrays or shapes.
+        model: the mesh's model axis, over which all of it is split.
+        free: as in `runs_at_once`.
+    """
+    attention = params["layers"]["attention"]
+    layers, _, heads, width = attention["query"]["kernel"].shape
+    groups = attention["key"]["kernel"].shape[2]
+    compared, context = demonstrations.columns.shape[1], demonstrations.context.shape[1]
+    leaves = sum(x.size for x in jax.tree.leaves(settings.key_value(params)))
+    queries, states = compared * heads * width, 2 * context * groups * width
+    each = 2 * 4 * (leaves + layers * (queries + states + groups * width**2)) // model
+    return max(1, (free or free_memory()) // each)
+
+
+def committed_seeds_at_once(kept: Kept, name: str) -> int:
+    """`seeds_at_once` of the job's first start."""
+
+    def choose() -> int:
+        split = kept.programs.mesh.shape["model"]
+        return min(
+            len(kept.demonstrations.context), seeds_at_once(kept.params, kept.demonstrations, split)
+        )
+
+    return _committed_number(kept.chunks, name, choose)
+
+
+def _committed_number(chunks: Chunks, name: str, choose: Callable[[], int]) -> int:
+    """As at the job's first start: what memory is free may have changed since."""
+    compute = functools.partial(runtime.from_first, choose)
+    return int(chunks.once(name, lambda: {"number": np.asarray(compute())})["number"])
 
 
 def free_memory() -> int:

@@ -66,17 +66,19 @@ def _join(runtime: ModuleType) -> None:
     runtime.join(*by_hand)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def parse(argv: Sequence[str]) -> list[str]:
+    """The flags of a command line; what is wrong with them is a UserError."""
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
         # ml_collections raises AttributeError for an unknown key (with the nearest known one).
         if isinstance(e, AttributeError | KeyError):
-            raise UserError(f"unknown config key {_one_line(e)}") from e
-        raise UserError(_one_line(e)) from e
+            raise UserError(f"unknown config key {one_line(e)}") from e
+        raise UserError(one_line(e)) from e
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The error's message without line breaks."""
     text = str(error.args[0]) if error.args else str(error)
     return " ".join(text.replace("\\n", " ").split())
 
@@ -87,9 +89,9 @@ def run() -> None:
     # XLA:CPU warns on standard error that a cached program names more CPU features than it knows.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        app.run(main, flags_parser=_parse)
+        app.run(main, flags_parser=parse)
     except UserError as e:
-        _end(2, f"error: {_one_line(e)}")
+        _end(2, f"error: {one_line(e)}")
     except Exception as e:
         code, line = _outside(e)
         if code:
@@ -104,7 +106,7 @@ def _outside(error: Exception) -> tuple[int, str]:
     """(exit code, line) of what ended a job from outside it; code 0: a mistake of ours."""
     from icljax import runtime
 
-    what = _one_line(error)[:300]
+    what = one_line(error)[:300]
     if isinstance(error, runtime.Stopped):
         return runtime.STOPPED, what
     if "RESOURCE_EXHAUSTED" in what:

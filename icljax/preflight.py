@@ -686,9 +686,9 @@ def run() -> None:
     """The console entry point: exit code 2 and one line for a user's mistake."""
     logging.getLogger("jax").setLevel(logging.WARNING)
     try:
-        app.run(main, flags_parser=main_lib._parse)
+        app.run(main, flags_parser=main_lib.parse)
     except UserError as e:
-        print(f"icljax: error: {main_lib._one_line(e)}", file=sys.stderr)
+        print(f"icljax: error: {main_lib.one_line(e)}", file=sys.stderr)
         sys.exit(2)
 
 

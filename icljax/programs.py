@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -255,45 +256,57 @@ def read_all(
 def compare_settings(
     programs: Programs,
     params: Params,
-    states: State,
-    finetuned: tuple[Params, jax.Array],
+    finetuned: Callable[[Sequence[int]], tuple[Params, jax.Array]],
     demonstrations: Demonstrations,
     queries: Queries,
-    committed: Callable[[int, Callable[[], Arrays]], Arrays],
+    at_once: int,
+    committed: Callable[[str, Callable[[], Arrays]], Arrays],
     advance: Callable[[int], None],
 ) -> Comparison:
     """ZSL, ICL and FT over batches of queries for every seed, reduced on the device.
 
     Args:
-        states: of `encode_demonstrations`.
-        finetuned: key and value leaves, and training queries [R, L, C, H * K].
+        finetuned: gives seeds' key and value leaves, and training queries [seeds, L, C, H * K].
+        at_once: seeds whose states and leaves are on the devices together.
         committed: gives a batch's result, from disk or by the function it is handed.
     """
-    leaves, train_queries = finetuned
-    mesh = programs.mesh
-    columns, example = sharding.put((demonstrations.columns, demonstrations.example), mesh)
-    update = programs.update(states, columns, example >= 0)
-    training = TrainingTokens(columns, example, train_queries, update)
-    seeds = sharding.put(np.arange(len(demonstrations.context)), mesh)
+    mesh, num_seeds = programs.mesh, len(demonstrations.context)
 
-    def read(batch: Queries) -> Arrays:
-        there = sharding.put(batch, mesh, DATA)
-        zsl, (icl, ft, similarity) = programs.compare(
-            params, states, leaves, training, there, seeds
-        )
-        out = {"zsl": zsl, "icl": icl, "ft": ft, **similarity._asdict()}
+    def prepare(group: np.ndarray) -> tuple[State, Params, TrainingTokens]:
+        some = jax.tree.map(lambda x: np.asarray(x)[group], demonstrations)
+        states = encode_demonstrations(programs, params, some)
+        leaves, train_queries = finetuned(group.tolist())
+        columns, example = sharding.put((some.columns, some.example), mesh)
+        update = programs.update(states, columns, example >= 0)
+        return states, leaves, TrainingTokens(columns, example, train_queries, update)
+
+    def read(prepared: Callable[[], Any], group: np.ndarray, batch: Queries) -> Arrays:
+        there, seeds = sharding.put(batch, mesh, DATA), sharding.put(group, mesh)
+        zsl, (icl, ft, similarity) = programs.compare(params, *prepared(), there, seeds)
+        out = {"zsl": zsl[None], "icl": icl, "ft": ft, **similarity._asdict()}
         return {name: np.asarray(x) for name, x in out.items()}
 
-    collected = []
-    for number, batch in enumerate(batches(queries, mesh.shape["data"])):
-        collected.append(committed(number, functools.partial(read, batch)))
-        advance(int(np.sum(batch.example >= 0)))
+    collected: list[Arrays] = []
+    for group in seed_groups(num_seeds, at_once):
+        # Nothing is encoded or read from disk for a group whose batches are all committed.
+        prepared = functools.cache(functools.partial(prepare, group))
+        parts = []
+        for number, batch in enumerate(batches(queries, mesh.shape["data"])):
+            name = f"{group[0]:03d}-{number:04d}"
+            parts.append(committed(name, functools.partial(read, prepared, group, batch)))
+            advance(int(np.sum(batch.example >= 0)) * len(np.unique(group)))
+        collected.append({k: np.concatenate([p[k] for p in parts], 1) for k in parts[0]})
     example, where = slots_in_order(queries)
-    whole = {
-        name: np.concatenate([c[name] for c in collected], 0 if name == "zsl" else 1)
-        for name in collected[0]
+    whole: dict[str, Any] = {
+        k: np.concatenate([c[k] for c in collected])[:num_seeds, where] for k in collected[0]
     }
-    zsl = whole.pop("zsl")[where]
-    per_seed: dict[str, Any] = {name: x[:, where] for name, x in whole.items()}
-    icl, ft = per_seed.pop("icl"), per_seed.pop("ft")
-    return Comparison(example, zsl, icl, ft, Similarity(**per_seed))
+    zsl, icl, ft = whole.pop("zsl")[0], whole.pop("icl"), whole.pop("ft")
+    return Comparison(example, zsl, icl, ft, Similarity(**whole))
+
+
+def seed_groups(num_seeds: int, at_once: int) -> list[np.ndarray]:
+    """Seeds in groups of one size, the last filled up with its last: int [groups][size]."""
+    count = math.ceil(num_seeds / at_once)
+    size = math.ceil(num_seeds / count)
+    every = np.minimum(np.arange(count * size), num_seeds - 1)
+    return list(every.reshape(count, size))

@@ -223,15 +223,20 @@ def compare_calls(
     names = config.controls.weights
     if not names:
         return trained
-    held = _held(decoder, work, mesh, params)  # the trained model's, until the job's end
+    held = _bytes_of_kept(params)  # the trained model's, until the job's end
     for call in _stage(config, decoder, work, mesh, memory, params, control=True, beside=held):
         trained.append(call._replace(times=call.times * len(names)))
     return trained
 
 
-def _held(decoder: DecoderConfig, work: Work, mesh: Any, params: Params) -> int:
-    arrays = _arrays(decoder, work, mesh, params)
-    return device_bytes((params, arrays.states, arrays.chosen))
+def _bytes_of_kept(params: Params) -> int:
+    """Of the trained parameters that a control may keep."""
+    kept = controls.only_kept(params)
+    return sum(
+        device_bytes(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(kept)
+        if controls.is_kept(path)
+    )
 
 
 class _Arrays(NamedTuple):
@@ -239,13 +244,14 @@ class _Arrays(NamedTuple):
 
     states: State
     kept: tuple[Params, Any]  # one run
-    chosen: tuple[Params, Any]  # every seed's run
+    chosen: tuple[Params, Any]  # of a group of seeds
     update: Any
 
 
-def _arrays(decoder: DecoderConfig, work: Work, mesh: Any, params: Params) -> _Arrays:
+def _arrays(decoder: DecoderConfig, work: Work, mesh: Any, params: Params, seeds: int) -> _Arrays:
+    """Of a group of so many seeds."""
     c, demonstrations = decoder, work.demonstrations
-    seeds, context = demonstrations.context.shape
+    context = demonstrations.context.shape[1]
     state = (seeds, c.num_layers, context, c.num_kv_heads, c.head_width)
     keys = _shape(mesh, state, c.dtype, None, None, None, "model", None)
     states = State(
@@ -282,11 +288,16 @@ def _stage(
     beside: int = 0,
 ) -> Iterator[Call]:
     """The programs of one model's comparison; `beside`: bytes that others hold."""
-    arrays, closed = _arrays(decoder, work, mesh, params), Closed(decoder, params, mesh)
-    demonstrations, data = work.demonstrations, mesh.shape["data"]
+    closed, demonstrations = Closed(decoder, params, mesh), work.demonstrations
+    data, split = mesh.shape["data"], mesh.shape["model"]
     rounds, context = demonstrations.context.shape
-    states, model = device_bytes(arrays.states), device_bytes(params)
-    best = device_bytes(arrays.chosen)
+    model = device_bytes(params)
+    free = max(1, (memory - beside - model) // 2)
+    at_once = min(rounds, grid.seeds_at_once(params, demonstrations, split, free))
+    groups = programs.seed_groups(rounds, at_once)
+    together = len(groups[0])
+    arrays = _arrays(decoder, work, mesh, params, together)
+    states = device_bytes(arrays.states)
 
     def call(
         name: str, arguments: Any, outputs: Any, held: int, times: int, cost: Estimate
@@ -294,14 +305,8 @@ def _stage(
         variant = "control" if control else ""
         return Call(name, variant, arguments, outputs, held + beside, times, cost)
 
-    prompt = _like(mesh, (demonstrations.context, demonstrations.context_valid))
-    cost = closed.encode(rounds, context)
-    yield call("encode", (params, *prompt), arrays.states, 0, 1, cost)
-
     num_runs = rounds if control else rounds * len(config.finetune.learning_rates)
-    free = max(0, memory - beside - model - states) // 2
-    split = mesh.shape["model"]
-    at_once = grid.runs_at_once(config, params, demonstrations, num_runs, data, split, free or 1)
+    at_once = grid.runs_at_once(config, params, demonstrations, num_runs, data, split, free)
     pieces = math.ceil(num_runs / at_once)
     runs = _like(
         mesh, jax.tree.map(lambda x: np.resize(x, (at_once, *x.shape[1:])), demonstrations), "data"
@@ -312,40 +317,47 @@ def _stage(
     finetuned = settings.Finetuned(tuned[0], loss, tuned[1])
     rates = _shape(mesh, (at_once,), "float32", "data")
     cost = closed.finetune(at_once, steps, tokens, config.finetune.remat, device_bytes(tuned))
-    yield call("finetune", (params, rates, runs), finetuned, states + best, pieces, cost)
-    held = states + best + device_bytes(tuned[1])
+    yield call("finetune", (params, rates, runs), finetuned, 0, pieces, cost)
     if not control:
         batch = jax.tree.map(lambda x: x[0], work.selection)
         count = pieces * len(work.selection.example)
         cost = closed.score(at_once, batch)
+        held = device_bytes(tuned[1])
         yield call("score", (params, tuned[0], _like(mesh, batch)), None, held, count, cost)
     index = _shape(mesh, (), "int32")
-    held = model + states + best
     picks = min(num_runs, rounds + pieces - 1)  # at most one of each seed in a piece
-    yield call("pick", (finetuned, index), arrays.kept, held, picks, closed.nothing)
-    trees = (arrays.kept,) * rounds
-    yield call("stack", trees, arrays.chosen, model + states, 1, closed.nothing)
+    yield call("pick", (finetuned, index), arrays.kept, model, picks, closed.nothing)
 
-    batches = programs.batches(work.evaluation, data)
-    if control:
-        counts = controls.first_batches(work.evaluation, config.controls.num_examples)
-        batches = programs.batches(counts, data)
-    elif config.select_seed and config.selection.split == "train":
+    some = jax.tree.map(lambda x: x[groups[0]], demonstrations)
+    prompt = _like(mesh, (some.context, some.context_valid))
+    cost = closed.encode(together, context)
+    times = len(groups)
+    if not control and config.select_seed and config.selection.split == "train":
+        times *= 2
         few = programs.batches(work.selection, data)
         queries = _like(mesh, few[0], "data")
-        cost = closed.compare(few[0], rounds, context, 0)
-        yield call("score_states", (params, arrays.states, queries), None, best, len(few), cost)
-    columns = _like(mesh, (demonstrations.columns, demonstrations.example >= 0))
-    cost = closed.update(rounds, demonstrations.columns.shape[1])
-    held = model + best
-    yield call("update", (arrays.states, *columns), arrays.update, held, 1, cost)
-    example = _like(mesh, demonstrations.example)
+        score = closed.compare(few[0], together, context, 0)
+        arguments: Any = (params, arrays.states, queries)
+        yield call("score_states", arguments, None, 0, len(few) * len(groups), score)
+    yield call("encode", (params, *prompt), arrays.states, 0, times, cost)
+    trees = (arrays.kept,) * together
+    yield call("stack", trees, arrays.chosen, model + states, len(groups), closed.nothing)
+    columns = _like(mesh, (some.columns, some.example >= 0))
+    cost = closed.update(together, some.columns.shape[1])
+    held = model + device_bytes(arrays.chosen)
+    yield call("update", (arrays.states, *columns), arrays.update, held, len(groups), cost)
+
+    evaluated = work.evaluation
+    if control:
+        evaluated = controls.first_batches(evaluated, config.controls.num_examples)
+    batches = programs.batches(evaluated, data)
+    example = _like(mesh, some.example)
     training = TrainingTokens(columns[0], example, arrays.chosen[1], arrays.update)
     queries = _like(mesh, batches[0], "data")
-    seeds = _shape(mesh, (rounds,), "int32")
+    seeds = _shape(mesh, (together,), "int32")
     arguments = (params, arrays.states, arrays.chosen[0], training, queries, seeds)
-    cost = closed.compare(batches[0], rounds, context, demonstrations.columns.shape[1])
-    yield call("compare", arguments, None, 0, len(batches), cost)
+    cost = closed.compare(batches[0], together, context, some.columns.shape[1])
+    yield call("compare", arguments, None, 0, len(batches) * len(groups), cost)
 
 
 def train_calls(config: ConfigDict, mesh: Mesh | AbstractMesh) -> list[Call]:

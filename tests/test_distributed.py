@@ -124,7 +124,14 @@ def single(job, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (1, 4), (2, 4)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 4),
+        pytest.param((8, 1), marks=pytest.mark.slow),
+        pytest.param((1, 4), marks=pytest.mark.slow),
+    ],
+)
 def test_a_mesh_changes_nothing(job, single, shape, tmp_path):
     finish(job(tmp_path / "job", 8, *mesh(*shape)))
     compare(f"data {shape[0]} x model {shape[1]}", tmp_path / "job", single)
@@ -143,6 +150,7 @@ def test_two_processes_equal_one(job, tmp_path):
     assert results(one) == results(two)
 
 
+@pytest.mark.slow
 def test_two_processes_with_a_model_axis(job, single, tmp_path):
     port = free_port()
     pair = [job(tmp_path / "job", 4, *mesh(2, 4), *joined(port, i)) for i in (0, 1)]

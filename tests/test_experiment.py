@@ -11,7 +11,7 @@ from conftest import write_folder
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from icljax import checkpoints, controls, experiment, metrics, workdir
+from icljax import checkpoints, controls, experiment, grid, metrics, workdir
 from icljax import config as config_lib
 from icljax.errors import UserError
 
@@ -134,7 +134,9 @@ def test_unwritable_workdir_is_refused(tiny_folder, reviews, tmp_path):
         run(tiny_config(tiny_folder, reviews), tmp_path / "file" / "job")
 
 
-def test_batching_does_not_change_anything(done, tiny_folder, reviews, tmp_path):
+def test_batching_does_not_change_anything(done, tiny_folder, reviews, tmp_path, monkeypatch):
+    """Fewer queries, runs and seeds at once."""
+    monkeypatch.setattr(grid, "seeds_at_once", lambda *_: 1)
     small = tiny_config(
         tiny_folder, reviews, **{"eval.tokens_per_batch": 256, "finetune.runs_at_once": 3}
     )

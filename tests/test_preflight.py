@@ -194,7 +194,7 @@ def test_closed_forms_are_what_is_compiled(small, name):
 
 def test_a_larger_model_axis_needs_less_and_talks_more():
     job = preflight.make_job(sst2("fairseq-13b"), SHAPES_ONLY)
-    topology = hardware.parse("gpu:8xh100")
+    topology = hardware.parse("gpu:8xa100-40")
     one, four = (preflight.from_shapes(job, topology, model) for model in (1, 4))
     assert not one.fits
     assert four.needed < one.needed
@@ -203,7 +203,7 @@ def test_a_larger_model_axis_needs_less_and_talks_more():
 
 
 def test_the_smallest_model_axis_that_fits_is_chosen():
-    report = examined(sst2("fairseq-13b"), "gpu:8xh100")
+    report = examined(sst2("fairseq-13b"), "gpu:8xa100-40")
     job = preflight.make_job(sst2("fairseq-13b"), SHAPES_ONLY)
     assert report.asked.fits
     assert report.asked.model > 1
@@ -212,23 +212,22 @@ def test_the_smallest_model_axis_that_fits_is_chosen():
 
 
 def test_the_smallest_topology():
-    report = examined(sst2("fairseq-13b"), "gpu:1xh100")
+    report = examined(sst2("fairseq-13b"), "gpu:1xa100-40")
     assert not report.asked.fits
     assert report.smallest is not None
     count = report.smallest.topology.size
     assert count > 1
-    assert not examined(sst2("fairseq-13b"), f"gpu:{count // 2}xh100").asked.fits
-    assert examined(sst2("fairseq-125m"), "gpu:8xh100").smallest.topology.size == 1
+    assert not examined(sst2("fairseq-13b"), f"gpu:{count // 2}xa100-40").asked.fits
+    assert examined(sst2("fairseq-125m"), "gpu:8xa100-40").smallest.topology.size == 1
 
 
 def test_what_is_held_beside_counts():
-    """The untrained models are compared while the trained one and its runs are still there."""
+    """The untrained models are compared while the trained one's embeddings and norms are kept."""
     rows = {row.name: row for row in examined(sst2(), "gpu:1xh100").asked.rows}
     trained, control = rows["compare"], rows["control: compare"]
-    assert control.calls == 2 * trained.calls
+    assert control.calls == 2
     assert control.total == trained.total + control.beside
-    parameters = 2 * 1.3e9  # bfloat16
-    assert parameters < control.beside < trained.arguments
+    assert 1 < control.beside / (2 * 50264 * 2048) < 1.01  # bfloat16
 
 
 def test_more_seeds_cost_more_memory_and_time():

@@ -70,7 +70,7 @@ def make_results(folder, arrays, stand_in="", best_seed=None):
         selection_labels=np.zeros(64),
     )
     loss = np.array([[5.0, 4.0, np.nan], [5.5, 4.5, 900.0]])  # one diverged, one nearly
-    chosen = Chosen({}, None, np.array([1, 0]), loss / 1000, loss, loss)
+    chosen = Chosen(None, np.array([1, 0]), loss / 1000, loss, loss)
     checkpoint = types.SimpleNamespace(folder=folder)
     summary = results.summarize(config, checkpoint, job, chosen, arrays, best_seed)
     summary["controls"] = {
