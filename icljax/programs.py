@@ -160,7 +160,7 @@ def make_programs(
             )
             return icl.logprob, ft.logprob, similarity
 
-        return zsl.logprob, jax.lax.map(one, (icl_states, leaves, training, seed_index))
+        return zsl.logprob, _map(one, (icl_states, leaves, training, seed_index))
 
     by_row = split(compare_batch, (P(), P(), P(), P(), DATA, P()), (DATA, P(None, "data")))
     return Programs(
@@ -173,6 +173,14 @@ def make_programs(
         pick=jax.jit(functools.partial(_pick, mesh)),
         mesh=mesh,
     )
+
+
+def _map(function: Callable[[Any], Any], xs: Any) -> Any:
+    """`jax.lax.map`, but no loop for a single item: XLA would run such a loop's reads twice."""
+    if jax.tree.leaves(xs)[0].shape[0] > 1:
+        return jax.lax.map(function, xs)
+    out = function(jax.tree.map(lambda x: x[0], xs))
+    return jax.tree.map(lambda x: x[None], out)
 
 
 def _over_data(mesh: Mesh, function: Any, in_specs: Any, out_specs: Any) -> Any:
