@@ -6,6 +6,7 @@ checkpoint is ever executed.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -214,8 +215,15 @@ def load_params(folder: Path, config: DecoderConfig, shardings: Any = None) -> P
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 over the model's config, tokenizer and weights, in that order."""
-    described = [folder / "config.json", *_tokenizer_files(folder)]
-    return _sha256([*described, *tensors.weight_files(folder)])
+    files = [folder / "config.json", *_tokenizer_files(folder), *tensors.weight_files(folder)]
+    stats = (file.stat() for file in files)
+    return _fingerprint(tuple(files), tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))
+
+
+@functools.cache
+def _fingerprint(files: tuple[Path, ...], _: tuple[tuple[int, ...], ...]) -> str:
+    """Read once a process; the second argument tells when a file has changed."""
+    return _sha256(list(files))
 
 
 def _sha256(files: list[Path]) -> str:

@@ -37,7 +37,8 @@ def default() -> ConfigDict:
     config.template = ""
     config.answers = ()
 
-    # A name from the table in icljax/checkpoints.py, a Hugging Face folder, or a .gguf file.
+    # smollm2-135m, a Hugging Face folder or hub name (ORG/NAME), a .gguf file, a fairseq model.pt
+    # (docs/models.md).
     config.model = "smollm2-135m"
 
     # How its layers mix tokens: kinds of icljax/attention.py, repeated over the layers, e.g.

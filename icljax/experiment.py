@@ -42,7 +42,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
     if done is not None:
         return done
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
-    with Stages(console) as stages:
+    with Stages(console) as stages, runtime.ending_after_commits():
         with stages.stage("model", "model (fetched and converted once)", 1) as bar:
             checkpoint = checkpoints.open_checkpoint(config.model, bar.at)
         with stages.stage("prompts", "data and prompts", 1):

@@ -51,6 +51,11 @@ def main(argv: Sequence[str]) -> None:
     console = Console(quiet=not runtime.is_first())
     experiment = import_module(config.experiment_module(_CONFIG.value))
     experiment.validate(_CONFIG.value)
+    if runtime.several() and _CONFIG.value.experiment != "compare":
+        raise UserError(
+            f"experiment {_CONFIG.value.experiment!r} runs in one process, on all of its devices; "
+            "leave out --distributed and --coordinator"
+        )
     runtime.set_up()
     path = Path(_WORKDIR.value).expanduser()
     experiment.show(experiment.run(_CONFIG.value, path, console), path, console)

@@ -28,6 +28,7 @@ from icljax import (
     mixing,
     pretrain_report,
     results,
+    runtime,
     sharding,
     workdir,
 )
@@ -227,7 +228,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
     if done is not None:
         return done
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
-    with Stages(console) as stages:
+    with Stages(console) as stages, runtime.ending_after_commits():
         with stages.stage("corpus", "text and tokens", 1):
             text = corpus.load(
                 config.text.source,

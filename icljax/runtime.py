@@ -1,8 +1,10 @@
 """How JAX is set up for a job: the compilation cache, several processes, being asked to stop."""
 
+import contextlib
 import json
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -25,11 +27,23 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 
 
 def set_up() -> None:
-    """Turns on the persistent compilation cache, and makes SIGTERM end a job after its chunk."""
+    """Turns on the persistent compilation cache, so that a second job starts at once."""
     jax.config.update("jax_compilation_cache_dir", str(assets.cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    signal.signal(signal.SIGTERM, lambda number, _: _asked.append(number))
+
+
+@contextlib.contextmanager
+def ending_after_commits() -> Iterator[None]:
+    """Inside, SIGTERM ends nothing at once: `stop_if_asked` does, after a commit."""
+    if threading.current_thread() is not threading.main_thread():  # signals cannot be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: _asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

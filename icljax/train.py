@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from icljax import settings, sharding
+from icljax import runtime, settings, sharding
 from icljax.model import Decoder, DecoderConfig, Params, init_params
 
 
@@ -149,6 +149,9 @@ def train(
         batch: step -> int32 [P, B, S + 1]; must depend on the step alone.
         evaluate: params -> validation loss; called at `evaluation_steps`.
         progress: called with the number of steps done since the last call.
+
+    Raises:
+        Stopped: after a checkpoint, where the process was asked to end.
     """
     at = evaluation_steps(config, programs.shape.curve.shape[0])
     with ocp.training.Checkpointer(
@@ -170,6 +173,7 @@ def train(
             last = step + 1 == config.steps
             if last or (step + 1) % config.checkpoint_every == 0:
                 checkpointer.save(step + 1, state)
+                runtime.stop_if_asked()
     return state
 
 
