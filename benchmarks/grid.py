@@ -3,9 +3,9 @@
     python benchmarks/grid.py --model=fairseq-1.3b --chip=h100        # on one H100
     python benchmarks/grid.py --model=smollm2-135m --rates=2 --seeds=2 --examples=20  # on a CPU
 
-SST-2's lengths (icljax/workload.py), made-up tokens: neither data nor a checkpoint is needed. Each
-program runs twice, the second time is reported, then times its calls in the whole job. FLOPs are the
-closed form that preflight holds against the compiled program.
+SST-2's lengths (icljax/workload.py), made-up tokens: neither data nor checkpoint is needed. Each
+program runs twice; the second time is reported, then multiplied by its calls in the whole job.
+FLOPs are the closed form that preflight holds against the compiled program.
 """
 
 import argparse
@@ -96,12 +96,11 @@ def main() -> None:
     print("| program | seconds | calls | seconds in all | TFLOP/s a device | of the matrix rate |")
     print("|---|---|---|---|---|---|")
     for name, spent in seconds.items():
-        rate = of[name].estimate.flops / spent / jax.device_count()
+        call = of[name]
+        rate = call.estimate.flops / spent / jax.device_count()
         share = f"{rate / chip.flops:.0%}" if chip else ""
-        times = of[name].times
-        print(
-            f"| {name} | {spent:.3f} | {times} | {spent * times:.1f} | {rate / 1e12:.3f} | {share} |"
-        )
+        cells = f"{spent:.3f} | {call.times} | {spent * call.times:.1f} | {rate / 1e12:.3f}"
+        print(f"| {name} | {cells} | {share} |")
 
 
 if __name__ == "__main__":

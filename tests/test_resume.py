@@ -24,11 +24,11 @@ from icljax import chunks, runtime
 from icljax.errors import UserError
 
 
-def job_config(folder, reviews):
-    """Small chunks: 2 finetuning pieces and 3 batches of queries, and those of one control."""
+def job_config(folder, reviews, runs=3):
+    """Small chunks: of `runs` finetuning runs, or a batch of queries; and those of one control."""
     changes = {
-        "finetune.learning_rates": (0.01, 0.1, 0.2),
-        "finetune.runs_at_once": 3,
+        "finetune.learning_rates": (0.01, 0.1, 0.2) * (1 if runs > 1 else 3),
+        "finetune.runs_at_once": runs,
         "eval.tokens_per_batch": 256,
         "eval.num_examples": 20,
     }
@@ -190,12 +190,13 @@ def logged(self, name, compute):
     return once(self, name, computed)
 
 chunks.Chunks.once = logged
-test_experiment.run(test_resume.job_config(Path({folder!r}), Path({reviews!r})), Path({job!r}))
+config = test_resume.job_config(Path({folder!r}), Path({reviews!r}), {runs})
+test_experiment.run(config, Path({job!r}))
 """
 
 
-def kill_at_random(whole_path, folder, reviews, tmp_path, kills, seed):
-    """Kills the job `kills` times; returns (chunks computed, distinct ones, kills)."""
+def kill_at_random(whole_path, folder, reviews, tmp_path, kills, seed, runs=3):
+    """Kills the job `kills` times; returns (chunks computed, distinct ones)."""
     log, job = tmp_path / "log", tmp_path / "job"
     log.write_text("")
     program = _CHILD.format(
@@ -206,6 +207,7 @@ def kill_at_random(whole_path, folder, reviews, tmp_path, kills, seed):
         folder=str(folder),
         reviews=str(reviews),
         job=str(job),
+        runs=runs,
     )
 
     def start():
@@ -215,7 +217,7 @@ def kill_at_random(whole_path, folder, reviews, tmp_path, kills, seed):
     while done < kills:
         before, process = len(log.read_text().split()), start()
         # A moment within the start, or within the two chunks after it.
-        wanted, wait = before + rng.choice((0, 1, 1, 2)), rng.uniform(0, 1.5)
+        wanted, wait = before + rng.choice((0, 0, 1, 1, 2)), rng.uniform(0, 1.5)
         while len(log.read_text().split()) < wanted and process.poll() is None:
             time.sleep(0.005)
         time.sleep(wait * rng.random())
@@ -235,8 +237,10 @@ def test_killed_three_times(whole, tiny_folder, reviews, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_twenty_times(whole, tiny_folder, reviews, tmp_path):
-    total, distinct = kill_at_random(whole[1], tiny_folder, reviews, tmp_path, 20, 1)
+def test_killed_twenty_times(tiny_folder, reviews, tmp_path):
+    run(job_config(tiny_folder, reviews, 1), tmp_path / "whole")
+    whole = tmp_path / "whole"
+    total, distinct = kill_at_random(whole, tiny_folder, reviews, tmp_path, 20, 1, 1)
     print(f"20 kills: {distinct} chunks, of which {total - distinct} were computed twice")
     assert total - distinct <= 20
 
