@@ -85,7 +85,7 @@ def compare_untrained(
     for name in config.controls.weights:
         fresh = reinitialize(params, decoder, name, config.metrics.seed)
         kept = Kept(programs, fresh, demonstrations, chunks)
-        for _ in finetune_pieces(kept, runs, config, f"{name}-finetune", keep_all):
+        for _ in finetune_pieces(kept, fresh, runs, config, f"{name}-finetune", keep_all):
             pass
         comparisons[name] = compare_settings(
             programs,

@@ -75,7 +75,7 @@ def finetune_grid(
             scores = _selection_scores(logprob[: len(piece)], labels, tuned.loss[: len(piece)])
             return {"scores": scores}, list(_best_runs(piece, scores, table, best).values())
 
-        for piece, arrays in finetune_pieces(kept, runs, config, "finetune", judge):
+        for piece, arrays in finetune_pieces(kept, params, runs, config, "finetune", judge):
             now = _best_runs(piece, arrays["scores"], table, best)
             for (s, r), scores in zip(piece, arrays["scores"].T, strict=True):
                 table[:, s, r] = scores
@@ -123,8 +123,12 @@ class Kept:
         demonstrations: Demonstrations,
         chunks: Chunks,
     ):
-        self.programs, self.params, self.chunks = programs, params, chunks
+        self.programs, self.chunks = programs, chunks
         self.demonstrations = demonstrations
+        # Shapes: this lives on when the parameters themselves are let go.
+        self.shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
+        )
 
     def keep(self, prefix: str, run: Run, tuned: settings.Finetuned, index: int) -> None:
         """Takes run number `index` out of a finetuned piece."""
@@ -142,14 +146,11 @@ class Kept:
 
     def _abstract(self) -> Any:
         """Shapes and places of one run."""
-        leaves = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            settings.key_value(self.params),
-        )
-        layers, _, heads, width = self.params["layers"]["attention"]["query"]["kernel"].shape
+        layers, _, heads, width = self.shapes["layers"]["attention"]["query"]["kernel"].shape
         shape = (layers, self.demonstrations.columns.shape[1], heads * width)
         where = NamedSharding(self.programs.mesh, TRAINING_QUERIES)
-        return leaves, jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+        queries = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+        return settings.key_value(self.shapes), queries
 
 
 def _tree_name(prefix: str, run: Run) -> str:
@@ -160,7 +161,7 @@ Judge = Callable[[list[Run], settings.Finetuned], tuple[Arrays, list[Run]]]
 
 
 def finetune_pieces(
-    kept: Kept, runs: list[Run], config: ConfigDict, prefix: str, judge: Judge
+    kept: Kept, params: Params, runs: list[Run], config: ConfigDict, prefix: str, judge: Judge
 ) -> Iterator[tuple[list[Run], Arrays]]:
     """Finetunes runs, as many at once as memory allows; a piece is a chunk.
 
@@ -173,7 +174,7 @@ def finetune_pieces(
     rates = np.asarray(config.finetune.learning_rates, np.float32)
     parts, split = mesh.shape["data"], mesh.shape["model"]
     choose = functools.partial(
-        runs_at_once, config, kept.params, kept.demonstrations, len(runs), parts, split
+        runs_at_once, config, kept.shapes, kept.demonstrations, len(runs), parts, split
     )
     at_once = _committed_number(chunks, f"{prefix}-size", choose)
 
@@ -181,7 +182,7 @@ def finetune_pieces(
         seed, rate = np.asarray(piece + piece[-1:] * (at_once - len(piece))).T
         drawn = jax.tree.map(lambda x: np.asarray(x)[seed], kept.demonstrations)
         arguments = sharding.put((rates[rate], drawn), mesh, DATA)
-        tuned = programs.finetune(kept.params, *arguments)
+        tuned = programs.finetune(params, *arguments)
         arrays, keep = judge(piece, tuned)
         for run in keep:
             kept.keep(prefix, run, tuned, piece.index(run))
@@ -266,7 +267,7 @@ def committed_seeds_at_once(kept: Kept, name: str) -> int:
     def choose() -> int:
         split = kept.programs.mesh.shape["model"]
         return min(
-            len(kept.demonstrations.context), seeds_at_once(kept.params, kept.demonstrations, split)
+            len(kept.demonstrations.context), seeds_at_once(kept.shapes, kept.demonstrations, split)
         )
 
     return _committed_number(kept.chunks, name, choose)
