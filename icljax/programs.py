@@ -74,7 +74,7 @@ def make_programs(
     encode = functools.partial(settings.encode, model)
     trained = Decoder(dataclasses.replace(decoder, remat=config.finetune.remat))
     start = jnp.asarray(bos, jnp.int32)
-    split = functools.partial(_over_data, mesh)
+    split = functools.partial(sharding.over_data, mesh)
     whole = NamedSharding(mesh, P())
 
     def bos_state(params: Params) -> State:
@@ -181,18 +181,6 @@ def _map(function: Callable[[Any], Any], xs: Any) -> Any:
         return jax.lax.map(function, xs)
     out = function(jax.tree.map(lambda x: x[0], xs))
     return jax.tree.map(lambda x: x[None], out)
-
-
-def _over_data(mesh: Mesh, function: Any, in_specs: Any, out_specs: Any) -> Any:
-    """`function` on each part of the data axis by itself; the model axis stays the compiler's."""
-    return jax.shard_map(
-        function,
-        mesh=mesh,
-        in_specs=in_specs,
-        out_specs=out_specs,
-        axis_names={"data"},
-        check_vma=False,
-    )
 
 
 def _pick(mesh: Mesh, tuned: settings.Finetuned, index: Array) -> tuple[Params, jax.Array]:

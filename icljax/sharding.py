@@ -89,6 +89,18 @@ def put(tree: Any, mesh: Mesh, spec: PartitionSpec = REPLICATED) -> Any:
     return jax.tree.map(one, tree)
 
 
+def over_data(mesh: Mesh, function: Any, in_specs: Any, out_specs: Any) -> Any:
+    """`function` on each part of the data axis by itself; the model axis stays the compiler's."""
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names={"data"},
+        check_vma=False,
+    )
+
+
 def batch_sharding(mesh: Mesh, rank: int, axis: int) -> NamedSharding:
     """Axis `axis` of a batch over the data axis of the mesh."""
     return NamedSharding(mesh, PartitionSpec(*("data" if i == axis else None for i in range(rank))))

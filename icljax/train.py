@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
@@ -93,12 +94,20 @@ def make_programs(
         losses, curve = jnp.zeros(config.steps), jnp.zeros(evaluations)
         return TrainState(jnp.int32(0), params, optimizer.init(params), losses, curve)
 
-    def step(state: TrainState, batch: jax.Array) -> TrainState:
+    def local(params: Params, batch: jax.Array) -> tuple[jax.Array, Params]:
+        """Of the sequences of one part of the data axis, with a leading axis of 1."""
         gradient_of = jax.value_and_grad(lambda p, blocks: mean_loss(model, p, blocks))
         if batch.shape[0] == 1:
-            loss, gradient = gradient_of(state.params, batch[0])
+            out = gradient_of(params, batch[0])
         else:
-            loss, gradient = _accumulate(gradient_of, state.params, batch)
+            out = _accumulate(gradient_of, params, batch)
+        return jax.tree.map(lambda x: x[None], out)
+
+    def step(state: TrainState, batch: jax.Array) -> TrainState:
+        # One sum over the data axis a step, not one for every part that is accumulated.
+        by_part = sharding.over_data(mesh, local, (P(), P(None, "data")), P("data"))
+        by_part = by_part(state.params, batch)
+        loss, gradient = jax.tree.map(lambda x: jnp.mean(x, 0), by_part)
         updates, opt = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         losses = state.losses.at[state.step].set(loss)
