@@ -16,6 +16,7 @@ from icljax.errors import UserError
 
 STOPPED, LOST = 75, 76  # exit codes; 75 is EX_TEMPFAIL: the same command continues
 _HEARTBEAT_SECONDS = 30
+_REPORT_SECONDS = 300  # that the others wait while process 0 writes the report
 # In what collectives and the coordination service say when a process is gone.
 SIGNS_OF_LOSS = ("Gloo", "by peer", "heartbeat", "UNAVAILABLE", "CoordinationService", "Barrier")
 
@@ -63,7 +64,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             num_processes,
             process_id,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_REPORT_SECONDS,
         )
     except (RuntimeError, ValueError) as e:
         raise UserError(
