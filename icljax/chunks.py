@@ -49,6 +49,10 @@ class Chunks:
         self._sums: dict[str, int] = found["sums"]
         self._new_sums: dict[str, int] = {}
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the chunk is committed."""
+        return name in self._done
+
     def __len__(self) -> int:
         """How many chunks are committed."""
         return len(self._done)

@@ -137,11 +137,13 @@ def test_a_mesh_changes_nothing(job, single, shape, tmp_path):
     compare(f"data {shape[0]} x model {shape[1]}", tmp_path / "job", single)
 
 
-def test_two_processes_equal_one(job, tmp_path):
+@pytest.mark.parametrize("each", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_two_processes_equal_one(job, each, tmp_path):
     """Over data alone nothing is ever summed across devices: equal byte for byte."""
-    finish(job(tmp_path / "one", 8, *mesh(8, 1)))
+    finish(job(tmp_path / "one", 2 * each, *mesh(2 * each, 1)))
     port = free_port()
-    pair = [job(tmp_path / "two", 4, *mesh(8, 1), *joined(port, i)) for i in (0, 1)]
+    flags = mesh(2 * each, 1)
+    pair = [job(tmp_path / "two", each, *flags, *joined(port, i)) for i in (0, 1)]
     first, second = (finish(process) for process in pair)
     assert "SimAOU" in first
     assert "SimAOU" not in second, "process 0 alone prints"
