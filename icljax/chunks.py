@@ -136,14 +136,9 @@ class Chunks:
 
 
 def _check_identity(there: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    differ = [
-        f"{key} was {there.get(key)!r}, now {wanted.get(key)!r}"
-        for key in sorted(there.keys() | wanted.keys())
-        if there.get(key) != wanted.get(key)
-    ]
-    if differ:
+    if differ := workdir.differences(there, wanted):
         raise UserError(
-            f"the job in {folder.parent} was begun with something else ({'; '.join(differ)}); "
+            f"the job in {folder.parent} was begun with something else ({differ}); "
             "go on with what it was begun with, or start again in another --workdir"
         )
 

@@ -70,17 +70,20 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _check_same(there: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    there, wanted = _flatten(there), _flatten(wanted)
-    differ = [
+    if differ := differences(_flatten(there), _flatten(wanted)):
+        raise UserError(
+            f"workdir {path} belongs to another config ({differ}); "
+            "give another --workdir, or the config it was made with"
+        )
+
+
+def differences(there: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What two flat records differ in, as a user reads it; empty where they are equal."""
+    return "; ".join(
         f"{key} was {there.get(key)!r}, now {wanted.get(key)!r}"
         for key in sorted(there.keys() | wanted.keys())
         if there.get(key) != wanted.get(key)
-    ]
-    if differ:
-        raise UserError(
-            f"workdir {path} belongs to another config ({'; '.join(differ)}); "
-            "give another --workdir, or the config it was made with"
-        )
+    )
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
