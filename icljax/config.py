@@ -50,6 +50,10 @@ def default() -> ConfigDict:
     # "trained"; "untrained": random; "untrained_keep_embeddings": random but embeddings and norms.
     config.weights = "trained"
 
+    # Where the query's attention is recorded: at the token that predicts the "answer" or, as in the
+    # reference code, one step later, at the "first_label" itself.
+    config.record_position = "answer"
+
     config.num_demonstrations = 16
     config.seeds = (1, 2, 3)  # one draw of demonstrations each
     config.select_seed = False  # True: report the best seed only, as the paper does
@@ -58,6 +62,9 @@ def default() -> ConfigDict:
     config.data.source = ""  # package:WHEEL/PART, tfds:NAME or jsonl:DIR
     config.data.fallback = ""  # used, with a loud warning, where source cannot be had
     config.data.fields = ""  # "text={title} {description}": template field = source fields
+    # Multiple choice: the source's field that holds an example's choices, or one field for each,
+    # "sol1, sol2"; empty: as known for the source, or "choices" in a task without answers.
+    config.data.choices = ""
     config.data.label = ""  # the source's label field; empty: as known for the source, or "label"
     config.data.label_order = ()  # source label -> position in answers; empty: the same
     config.data.train_split = ""  # empty: as known for the source, or "train"
@@ -68,6 +75,7 @@ def default() -> ConfigDict:
     config.prompt.bos = "<bos>"  # text, or <bos>, <eos>: the tokenizer's own
     config.prompt.separator = "\n"  # after each demonstration; the paper's models: "<eos>"
     config.prompt.max_length = 0  # tokens; 0: the model's context length
+    config.prompt.score = "mean"  # of a candidate's tokens' log-probabilities, or their "sum"
 
     config.finetune = ConfigDict()
     config.finetune.learning_rates = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)
@@ -151,6 +159,8 @@ def validate(config: ConfigDict) -> None:
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
     "weights": ("trained", "untrained", "untrained_keep_embeddings"),
+    "record_position": ("answer", "first_label"),
+    "prompt.score": ("mean", "sum"),
     "selection.split": ("train", "validation"),
     "metrics.random_update": ("gaussian", "uniform"),
 }

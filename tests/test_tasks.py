@@ -48,7 +48,7 @@ def test_overrides_win():
 def test_unknown_task_names_the_nearest_and_the_way_out():
     with pytest.raises(UserError, match=r"'sst3'.*sst\d.*--config\.template=.*--config\.answers="):
         get_task("sst3")
-    with pytest.raises(UserError, match="agnews, cb, imdb"):
+    with pytest.raises(UserError, match="agnews, cb, trec, imdb"):
         get_task("zzz", template="{text}")
 
 
