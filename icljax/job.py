@@ -23,7 +23,7 @@ class Job:
         demonstrations: of the R seeds.
         used: demonstrations that fitted, for each seed.
         selection, evaluation: batches of packed queries.
-        selection_labels, labels: int32 [N].
+        selection_labels, labels: int32 [N], the place of each one's right candidate.
         rows: the evaluated examples' positions in their source split.
     """
 
@@ -46,7 +46,7 @@ def prepare(
     Raises:
         UserError: for whatever is wrong with task, data or lengths.
     """
-    task = tasks.get_task(config.task, config.template, config.answers)
+    task = tasks.get_task(config.task, config.template, config.answers, config.data.choices)
     dataset = data.load(config.data, task)
     ids = {"<bos>": checkpoint.bos, "<eos>": checkpoint.eos}
     encoder = prompts.make_encoder(
@@ -58,11 +58,11 @@ def prepare(
     ]
     rows = data.draw(dataset.validation, config.eval.num_examples, config.eval.seed, balanced)
     select_from, selection_rows = draw_selection(config, dataset, drawn, rows)
-    queries = encoder.prompts(dataset.validation, rows)
-    selection = encoder.prompts(select_from, selection_rows)
+    queries = encoder.queries(dataset.validation, rows)
+    selection = encoder.queries(select_from, selection_rows)
 
     limit = config.prompt.max_length or checkpoint.config.context_length
-    reserved = prompts.longest_query(queries + selection, encoder)
+    reserved = prompts.longest_query(queries + selection, config.record_position)
     demonstrations = [
         prompts.fit(demonstration_tokens(encoder, dataset.train, seed), encoder, reserved, limit)
         for seed in drawn
@@ -73,7 +73,12 @@ def prepare(
             f"Demonstrations used: {used} of {config.num_demonstrations} (what the data holds and "
             f"what fits in {limit} tokens), the same for ICL and FT."
         )
-    pack = functools.partial(prompts.pack, encoder=encoder, tokens_per_batch=batch_tokens(config))
+    pack = functools.partial(
+        prompts.pack,
+        tokens_per_batch=batch_tokens(config),
+        score=config.prompt.score,
+        position=config.record_position,
+    )
     return Job(
         dataset=dataset,
         encoder=encoder,
@@ -118,10 +123,8 @@ def draw_selection(
 
 def demonstration_tokens(encoder: Encoder, split: data.Split, rows: np.ndarray) -> list[list[int]]:
     """Input and label tokens of each demonstration."""
-    return [
-        [*prompt, *encoder.answers[split.labels[row]]]
-        for prompt, row in zip(encoder.prompts(split, rows), rows, strict=True)
-    ]
+    queries = encoder.queries(split, rows)
+    return [q.demonstration(split.labels[row]) for q, row in zip(queries, rows, strict=True)]
 
 
 def batch_tokens(config: ConfigDict) -> int:

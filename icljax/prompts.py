@@ -4,13 +4,15 @@ Shape glossary:
   R seeds (draws of demonstrations)     E demonstrations of a seed      T context tokens
   C demonstration tokens compared (no BOS, no separators)
   U tokens of a training example        B rows of a batch               S tokens of a row
-  A query slots of a row                P places of a query that predict answer tokens
-  Y answers (classes)                   M tokens of an answer
-Padding is -1 where it indexes examples, 0 where a mask beside it says so.
+  A query slots of a row                P places of a row that predict candidates' tokens
+  Y candidates (answers, or choices)    M tokens of a candidate
+Padding is -1 where it indexes examples, 0 where a mask or weight beside it says so.
 
-Short queries share a row of S tokens under a block mask, so no row is padded to the longest query
-and one compiled shape serves all. An answer of several tokens continues its query as a *branch*:
-its tokens see the query and each other, never another answer, so one pass scores all answers.
+A query is a prompt that its candidates share, and each candidate a continuation of it, of which
+some tokens may be only read and the others are scored. Short queries share a row of S tokens under
+a block mask, so no row is padded to the longest query and one compiled shape serves all. A
+candidate of several tokens continues its query as a *branch*: its tokens see the query and each
+other, never another candidate, so one pass scores all candidates.
 """
 
 import dataclasses
@@ -51,6 +53,32 @@ class Demonstrations(NamedTuple):
     train_index: Array
 
 
+class Query(NamedTuple):
+    """One example as token ids.
+
+    Attributes:
+        prompt: what all candidates share, without BOS; its last token is the answer position.
+        candidates: what each one adds, at least a token.
+        read_only: how many first tokens of each candidate are not scored; empty: none.
+    """
+
+    prompt: list[int]
+    candidates: tuple[tuple[int, ...], ...]
+    read_only: tuple[int, ...] = ()
+
+    def demonstration(self, label: int) -> list[int]:
+        """The prompt and the candidate at place `label`."""
+        return [*self.prompt, *self.candidates[label]]
+
+    def branches(self, position: str) -> list[int]:
+        """Tokens of each candidate that a row holds: all but its last, which predicts nothing.
+
+        With `position` "first_label" the first candidate's last token is studied, so it is there.
+        """
+        first = int(position == "first_label")
+        return [len(c) - (0 if first and y == 0 else 1) for y, c in enumerate(self.candidates)]
+
+
 class Queries(NamedTuple):
     """A batch of packed queries.
 
@@ -58,13 +86,15 @@ class Queries(NamedTuple):
         tokens: int32 [B, S].
         positions: int32 [B, S], counted from the end of the state.
         segment: int32 [B, S], the slot (0 .. A-1) a token belongs to, -1 on padding.
-        branch: int32 [B, S], 0 for the query itself, 1 + y for the continuation of answer y.
+        branch: int32 [B, S], 0 for the prompt itself, 1 + y for the continuation of candidate y.
         example: int32 [B, A], the example's row number, -1 for an empty slot.
-        places: int32 [B, A, P], columns whose next-token distribution is read; the first is the
-            answer position.
-        source: int32 [B, A, Y, M], which of the P places predicts an answer's m-th token.
+        studied: int32 [B, A], the column whose attention is recorded.
+        places: int32 [B, P], columns whose next-token distribution is read.
+        source: int32 [B, A, Y, M], which of the row's places predicts a candidate's m-th token.
         target: int32 [B, A, Y, M], that token.
-        target_mask: bool [B, A, Y, M].
+        target_weight: float32 [B, A, Y, M], its weight in the candidate's score: 1 / (number of
+            scored tokens) for a mean, 1 for a sum, 0 where nothing is scored; all 0 for a candidate
+            that the example does not have.
     """
 
     tokens: Array
@@ -72,15 +102,19 @@ class Queries(NamedTuple):
     segment: Array
     branch: Array
     example: Array
+    studied: Array
     places: Array
     source: Array
     target: Array
-    target_mask: Array
+    target_weight: Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """How texts of one task become token ids with one tokenizer."""
+    """How texts of one task become token ids with one tokenizer.
+
+    `answers` is empty in multiple choice, where each example has its own candidates.
+    """
 
     tokenizer: Tokenizer
     task: Task
@@ -88,10 +122,60 @@ class Encoder:
     separator: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
 
-    def prompts(self, split: Split, rows: np.ndarray) -> list[list[int]]:
-        """Token ids of the filled template of each row, without BOS."""
+    def queries(self, split: Split, rows: np.ndarray) -> list[Query]:
+        """The queries of some rows.
+
+        Raises:
+            UserError: for an example with a prompt or candidate without tokens.
+        """
         texts = [self.task.prompt(split.fields[row]) for row in rows]
-        return [e.ids for e in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        prompts = [e.ids for e in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        if self.answers:
+            return [Query(prompt, self.answers) for prompt in prompts]
+        out = []
+        for text, prompt, row in zip(texts, prompts, rows, strict=True):
+            candidates = self.task.candidates(split.fields[row], split.choices[row])
+            query = _multiple_choice(self.tokenizer, text, prompt, candidates)
+            if not prompt or any(
+                len(c) <= n for c, n in zip(query.candidates, query.read_only, strict=True)
+            ):
+                raise UserError(
+                    f"example {split.indices[row]} of {split.name!r} (from 0): the prompt {text!r} "
+                    f"or one of its candidates {candidates} has no tokens; leave the example out"
+                )
+            out.append(query)
+        return out
+
+
+def _multiple_choice(
+    tokenizer: Tokenizer, text: str, prompt: list[int], candidates: Sequence[tuple[str, str]]
+) -> Query:
+    read = following(tokenizer, text, [read for read, _ in candidates])
+    whole = following(tokenizer, text, [f"{r} {scored}".strip() for r, scored in candidates])
+    return Query(prompt, whole, tuple(map(len, read)))
+
+
+def following(
+    tokenizer: Tokenizer, text: str, continuations: Sequence[str]
+) -> tuple[tuple[int, ...], ...]:
+    """Token ids of continuations that follow `text` after one space; none for an empty one.
+
+    They may depend on the text before, so each is encoded after its last word, which is cut off.
+    """
+    tail = text.rpartition(" ")[2]
+
+    def encode(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    before = len(encode(tail)) if tail else 0
+    return tuple(encode(f"{tail} {c}")[before:] if c else () for c in continuations)
+
+
+def answer_tokens(
+    tokenizer: Tokenizer, template: str, answers: Sequence[str]
+) -> tuple[tuple[int, ...], ...]:
+    """Token ids of answers as they follow the template, which ends as in `Label:`."""
+    return following(tokenizer, template.rpartition("}")[2].strip(), answers)
 
 
 def make_encoder(
@@ -113,11 +197,7 @@ def make_encoder(
             return (ids[text],)
         return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    # The answer's tokens may depend on the text before it, so it is encoded after the template's
-    # own ending (`Label:`) and that ending is cut off again.
-    tail = task.template.rpartition("}")[2].strip()
-    before = len(encode(tail)) if tail else 0
-    answers = tuple(encode(f"{tail} {answer}")[before:] for answer in task.answers)
+    answers = answer_tokens(tokenizer, task.template, task.answers)
     for answer, tokens in zip(task.answers, answers, strict=True):
         if not tokens or answers.count(tokens) > 1:
             raise UserError(
@@ -129,14 +209,9 @@ def make_encoder(
     return Encoder(tokenizer, task, encode(bos), encode(separator) if separator else (), answers)
 
 
-def query_length(prompt: Sequence[int], encoder: Encoder) -> int:
-    """Tokens that a query takes in a row: its prompt and the branches of its answers."""
-    return len(prompt) + sum(len(answer) - 1 for answer in encoder.answers)
-
-
-def longest_query(prompts: Sequence[Sequence[int]], encoder: Encoder) -> int:
-    """Tokens of context that the longest query with its longest answer needs."""
-    return max(map(len, prompts)) + max(map(len, encoder.answers)) - 1
+def longest_query(queries: Sequence[Query], position: str = "answer") -> int:
+    """Tokens of context that the longest query with its longest candidate needs."""
+    return max(len(q.prompt) + max(q.branches(position)) for q in queries)
 
 
 def fit(
@@ -198,26 +273,36 @@ def build_demonstrations(seeds: list[list[list[int]]], encoder: Encoder) -> Demo
 
 
 def pack(
-    prompts: list[list[int]], encoder: Encoder, tokens_per_batch: int, row_length: int = 256
+    queries: Sequence[Query],
+    tokens_per_batch: int,
+    row_length: int = 256,
+    score: str = "mean",
+    position: str = "answer",
 ) -> Queries:
     """Packs queries into batches of one static shape.
 
     Args:
-        prompts: token ids of each query; its place in the list is its `example`.
+        queries: a query's place in the sequence is its `example`.
         tokens_per_batch: B * S, rounded up to whole rows.
         row_length: S; raised where a query is longer.
+        score: "mean" or "sum" of a candidate's log-probabilities.
+        position: what is studied: the "answer" position or the last token of the "first_label".
 
     Returns:
         Queries with a leading axis over batches.
     """
-    lengths = [query_length(prompt, encoder) for prompt in prompts]
+    branches = [query.branches(position) for query in queries]
+    lengths = [len(q.prompt) + sum(b) for q, b in zip(queries, branches, strict=True)]
     row_length = max(row_length, _ceil(max(lengths), 64))
     rows = _fill_rows(lengths, row_length)
     num_rows = max(1, min(tokens_per_batch // row_length, len(rows)))
     batches = math.ceil(len(rows) / num_rows)
     slots = max(map(len, rows))
-    extra = sum(len(answer) - 1 for answer in encoder.answers)
-    answer_shape = (len(encoder.answers), max(map(len, encoder.answers)))
+    read = [1 + sum(len(c) - 1 for c in query.candidates) for query in queries]
+    per_slot = (
+        max(len(q.candidates) for q in queries),
+        max(len(c) for q in queries for c in q.candidates),
+    )
     total = batches * num_rows
     out = Queries(
         tokens=np.zeros((total, row_length), np.int32),
@@ -225,17 +310,19 @@ def pack(
         segment=np.full((total, row_length), -1, np.int32),
         branch=np.zeros((total, row_length), np.int32),
         example=np.full((total, slots), -1, np.int32),
-        places=np.zeros((total, slots, 1 + extra), np.int32),
-        source=np.zeros((total, slots, *answer_shape), np.int32),
-        target=np.zeros((total, slots, *answer_shape), np.int32),
-        target_mask=np.zeros((total, slots, *answer_shape), bool),
+        studied=np.zeros((total, slots), np.int32),
+        places=np.zeros((total, max(sum(read[i] for i in row) for row in rows)), np.int32),
+        source=np.zeros((total, slots, *per_slot), np.int32),
+        target=np.zeros((total, slots, *per_slot), np.int32),
+        target_weight=np.zeros((total, slots, *per_slot), np.float32),
     )
     for row, examples in enumerate(rows):
-        start = 0
+        start = place = 0
         for slot, example in enumerate(examples):
-            _place_query(out, row, slot, start, prompts[example], encoder)
             out.example[row, slot] = example
-            start += lengths[example]
+            _place_query(out, row, slot, start, place, queries[example], branches[example])
+            _weigh(out, row, slot, queries[example], score)
+            start, place = start + lengths[example], place + read[example]
     return Queries(*(x.reshape(batches, num_rows, *x.shape[1:]) for x in out))
 
 
@@ -255,26 +342,36 @@ def _fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def _place_query(
-    out: Queries, row: int, slot: int, start: int, prompt: list[int], encoder: Encoder
+    out: Queries, row: int, slot: int, start: int, place: int, query: Query, branches: list[int]
 ) -> None:
-    """Writes a query and the branches of its answers into a row, from column `start`."""
-    end = start + len(prompt)
-    out.tokens[row, start:end] = prompt
-    out.positions[row, start:end] = np.arange(len(prompt))
-    out.places[row, slot, :] = end - 1
-    place = 1
-    column = end
-    for y, answer in enumerate(encoder.answers):
-        fed = len(answer) - 1
-        out.tokens[row, column : column + fed] = answer[:-1]
-        out.positions[row, column : column + fed] = len(prompt) + np.arange(fed)
-        out.branch[row, column : column + fed] = 1 + y
-        out.places[row, slot, place : place + fed] = np.arange(column, column + fed)
-        out.source[row, slot, y, 1 : 1 + fed] = np.arange(place, place + fed)
-        out.target[row, slot, y, : len(answer)] = answer
-        out.target_mask[row, slot, y, : len(answer)] = True
-        place, column = place + fed, column + fed
+    """Writes a query and its branches into a row, from column `start` and place `place`."""
+    prompt = len(query.prompt)
+    column = start + prompt
+    out.tokens[row, start:column] = query.prompt
+    out.positions[row, start:column] = np.arange(prompt)
+    out.places[row, place] = out.studied[row, slot] = column - 1
+    first, place = place, place + 1
+    for y, (candidate, fed) in enumerate(zip(query.candidates, branches, strict=True)):
+        size = len(candidate)
+        here, after = slice(column, column + fed), slice(place, place + size - 1)
+        out.tokens[row, here] = candidate[:fed]
+        out.positions[row, here] = prompt + np.arange(fed)
+        out.branch[row, here] = 1 + y
+        out.places[row, after] = np.arange(column, column + size - 1)
+        out.source[row, slot, y, :size] = [first, *range(place, place + size - 1)]
+        out.target[row, slot, y, :size] = candidate
+        if fed == size:  # the first label, whose last token is studied
+            out.studied[row, slot] = column + fed - 1
+        place, column = place + size - 1, column + fed
     out.segment[row, start:column] = slot
+
+
+def _weigh(out: Queries, row: int, slot: int, query: Query, score: str) -> None:
+    """Writes the weights of a query's candidates."""
+    skipped = query.read_only or (0,) * len(query.candidates)
+    for y, (candidate, skip) in enumerate(zip(query.candidates, skipped, strict=True)):
+        weight = 1 / (len(candidate) - skip) if score == "mean" else 1
+        out.target_weight[row, slot, y, skip : len(candidate)] = weight
 
 
 def _ceil(value: int, multiple: int) -> int:

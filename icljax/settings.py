@@ -9,6 +9,7 @@ N query slots of a batch (B rows of A), E steps (demonstrations), U tokens of a 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -25,12 +26,16 @@ from icljax.model import (
 )
 from icljax.prompts import Queries
 
+# Places whose logits over the whole vocabulary are in memory together.
+LOGITS_AT_ONCE = 512
+
 
 class Records(NamedTuple):
-    """What one setting leaves of a batch of queries, at the answer position; float32.
+    """What one setting leaves of a batch of queries, at the studied position; float32.
 
     Attributes:
-        logprob: [N, Y], mean log-probability over each answer's tokens.
+        logprob: [N, Y], each candidate's score: the mean (or sum) of its tokens' log-probabilities;
+            -inf for a candidate that the example does not have.
         attention: AttentionRecord with leading axes [N, L]; its query is [N, L, H * K].
         scores_state: [N, L, T], scaled logits before softmax to the state's tokens, those beyond a
             window included, summed over heads.
@@ -118,16 +123,18 @@ def query_mask(queries: Queries) -> jax.Array:
 
 
 def own_tokens(queries: Queries) -> jax.Array:
-    """Each slot's query tokens, bool [N, S], without its answers' branches."""
-    slots = jnp.arange(queries.example.shape[1])
-    own = queries.segment[:, None, :] == slots[None, :, None]
-    return (own & (queries.branch == 0)[:, None, :]).reshape(-1, queries.segment.shape[1])
+    """Each slot's own tokens, as the studied one sees them: bool [N, S].
+
+    At the answer position the query without its branches, else the first label's tokens too.
+    """
+    seen = take_positions(query_mask(queries), queries.studied)
+    return (seen & (queries.example >= 0)[..., None]).reshape(-1, seen.shape[-1])
 
 
 def read(model: Decoder, params: Params, state: State, queries: Queries) -> Records:
     """Reads a batch of queries after a state that they share."""
     batch, slots = queries.example.shape
-    positions, at = state.length + queries.positions, queries.places[..., 0]
+    positions, at = state.length + queries.positions, queries.studied
     out = forward(model, params, queries.tokens, positions, query_mask(queries), state, at)
     attention = jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, 2).reshape(batch * slots, x.shape[0], *x.shape[3:]), out.record
@@ -143,20 +150,27 @@ def read(model: Decoder, params: Params, state: State, queries: Queries) -> Reco
 def _answer_logprob(
     model: Decoder, params: Params, hidden: jax.Array, queries: Queries
 ) -> jax.Array:
-    """Mean log-probability of each answer's tokens: [N, Y]."""
-    batch, slots, places = queries.places.shape
-    at = take_positions(hidden, queries.places.reshape(batch, -1))
-    logits = unembed(model, params, at)
-    logits = logits.reshape(batch * slots, places, -1)
-    source, target, mask = (
-        x.reshape(batch * slots, *x.shape[2:])
-        for x in (queries.source, queries.target, queries.target_mask)
-    )
-    # One gather of the few logits that are needed; the normaliser once a place.
-    picked = jax.vmap(lambda row, s, t: row[s, t])(logits, source, target)
-    total = jax.vmap(lambda row, s: row[s])(jax.nn.logsumexp(logits, -1), source)
-    mask = mask.astype(jnp.float32)
-    return jnp.sum((picked - total) * mask, -1) / jnp.maximum(jnp.sum(mask, -1), 1.0)
+    """Each candidate's score: [N, Y]."""
+
+    def row(inputs: tuple[jax.Array, Array, Array]) -> jax.Array:
+        at, source, target = inputs  # [P, D], [A, Y, M]
+        logits = unembed(model, params, at)
+        # One gather of the few logits that are needed; the normaliser once a place.
+        return logits[source, target] - jax.nn.logsumexp(logits, -1)[source]
+
+    inputs = (take_positions(hidden, queries.places), queries.source, queries.target)
+    logprob = _map_rows(row, inputs, max(1, LOGITS_AT_ONCE // queries.places.shape[1]))
+    total = jnp.sum(logprob * queries.target_weight, -1)
+    present = jnp.any(jnp.asarray(queries.target_weight) > 0, -1)
+    total = jnp.where(present, total, -jnp.inf)
+    return total.reshape(-1, total.shape[-1])
+
+
+def _map_rows(function: Callable[[Any], jax.Array], inputs: Any, together: int) -> jax.Array:
+    """`function` on every row, `together` of them at once; without a loop where that is all."""
+    if together >= jax.tree.leaves(inputs)[0].shape[0]:
+        return jax.vmap(function)(inputs)
+    return cast(jax.Array, jax.lax.map(function, inputs, batch_size=together))
 
 
 def example_loss(

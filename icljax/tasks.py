@@ -352,7 +352,7 @@ def get_task(name: str, template: str = "", answers: Sequence[str] = (), choices
         raise UserError(f"unknown task {name!r}; known: {', '.join(near)}; {_OWN_TASK}")
     if answers and choices:
         raise UserError(
-            f"answers {tuple(answers)} and data.choices {choices!r}: expected one of them only, the "
+            f"answers {answers} and data.choices {choices!r}: expected only one of them: the "
             f"answers of all examples or the field that holds each example's choices"
         )
     known = known or Task(name, "")

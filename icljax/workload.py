@@ -5,6 +5,7 @@ Bytes and FLOPs are of one call; bytes of one device, FLOPs of all devices toget
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
@@ -151,20 +152,25 @@ def make_work(config: ConfigDict, decoder: DecoderConfig, tokens: Lengths) -> Wo
     longest_answer = max(tokens.answers)
     drawn = [n + longest_answer for n in spread(tokens.demonstrations, rounds * count)]
     chosen = min(config.eval.num_examples or tokens.examples, tokens.examples)
-    queries = [[0] * n for n in spread(tokens.queries, chosen)]
+    queries = [prompts.Query([0] * n, answers) for n in spread(tokens.queries, chosen)]
     selection = queries
     if config.selection.split == "train":
         wanted = spread(tokens.demonstrations, config.selection.num_examples)
-        selection = [[0] * n for n in wanted]
+        selection = [prompts.Query([0] * n, answers) for n in wanted]
     limit = config.prompt.max_length or decoder.context_length
-    reserved = prompts.longest_query(queries + selection, encoder)
+    reserved = prompts.longest_query(queries + selection, config.record_position)
     seeds = [[[0] * n for n in drawn[seed::rounds]] for seed in range(rounds)]
     fitting = [prompts.fit(seed, encoder, reserved, limit) for seed in seeds]
-    batch = config.eval.tokens_per_batch
+    pack = functools.partial(
+        prompts.pack,
+        tokens_per_batch=config.eval.tokens_per_batch,
+        score=config.prompt.score,
+        position=config.record_position,
+    )
     return Work(
         prompts.build_demonstrations(fitting, encoder),
-        prompts.pack(selection, encoder, batch),
-        prompts.pack(queries, encoder, batch),
+        pack(selection),
+        pack(queries),
         encoder.bos,
     )
 
@@ -485,7 +491,8 @@ class Closed:
         rows, length = queries.tokens.shape
         places = queries.places.size
         flops = self.layers(rows * length, length + state) + self.logits(places)
-        return flops, self._working_set(rows * length, length + state, places)
+        at_once = min(places, max(settings.LOGITS_AT_ONCE, queries.places.shape[-1]))
+        return flops, self._working_set(rows * length, length + state, at_once)
 
     def score(self, runs: int, queries: Queries) -> Estimate:
         """Finetuned runs on one batch of queries, one after the other."""

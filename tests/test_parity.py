@@ -16,9 +16,9 @@ import pytest
 from conftest import make_tokenizer
 from test_checkpoints import ALICE
 from test_families import count
-from test_settings import make_encoder
+from test_settings import make_encoder, pack_once
 
-from icljax import checkpoints, families, prompts, settings
+from icljax import checkpoints, families, settings
 from icljax.architectures import ARCHITECTURES
 from icljax.model import Decoder, DecoderConfig, Params
 
@@ -296,7 +296,7 @@ def test_state_and_queries_equal_whole_texts(pair):
     padded = np.concatenate([context, np.zeros(11, np.int32)])
     state = jitted(pair, settings.encode, padded, np.arange(32) < 21)
     texts = [tokens_of(n, seed=n).tolist() for n in (9, 20, 4)]
-    packed = jax.tree.map(lambda x: x[0], prompts.pack(texts, encoder, 64, 64))
+    packed = pack_once(texts, encoder.answers)
     records = jitted(pair, settings.read, state, packed)
     own, slot_of = settings.own_tokens(packed), packed.example.reshape(-1).tolist()
     for n, text in enumerate(texts):

@@ -6,9 +6,11 @@ from conftest import make_tokenizer
 
 from icljax import prompts
 from icljax.errors import UserError
+from icljax.prompts import Query
 from icljax.tasks import Task
 
 IDS = {"<bos>": 0, "<eos>": 1}
+ANSWERS = ((7,), (8, 9))
 TASK = Task("made-up", "Review: {text} Sentiment:", ("good", "terrible"))
 
 
@@ -90,7 +92,7 @@ def test_packing_keeps_every_query_whole_and_alone(answers, tokens_per_batch):
     rng = np.random.default_rng(0)
     encoder = encoder_of(Task("t", "{text} :", answers))
     queries = [rng.integers(2, 400, n).tolist() for n in rng.integers(1, 40, 37)]
-    packed = prompts.pack(queries, encoder, tokens_per_batch, row_length=64)
+    packed = prompts.pack([Query(q, encoder.answers) for q in queries], tokens_per_batch, 64)
     assert packed.tokens.shape[2] == 64
     seen = []
     for b, row, slot in np.argwhere(packed.example >= 0):
@@ -99,14 +101,16 @@ def test_packing_keeps_every_query_whole_and_alone(answers, tokens_per_batch):
         own = (packed.segment[b, row] == slot) & (packed.branch[b, row] == 0)
         assert packed.tokens[b, row, own].tolist() == queries[example]
         assert packed.positions[b, row, own].tolist() == list(range(len(queries[example])))
-        assert packed.places[b, row, slot, 0] == np.flatnonzero(own)[-1]
+        assert packed.studied[b, row, slot] == np.flatnonzero(own)[-1]
         for y, answer in enumerate(encoder.answers):
             branch = (packed.segment[b, row] == slot) & (packed.branch[b, row] == 1 + y)
             assert packed.tokens[b, row, branch].tolist() == list(answer[:-1])
-            mask = packed.target_mask[b, row, slot, y]
+            weight = packed.target_weight[b, row, slot, y]
+            mask = weight > 0
+            np.testing.assert_allclose(weight[mask], 1 / len(answer))
             assert packed.target[b, row, slot, y, mask].tolist() == list(answer)
             # Each answer token is predicted at the column before it on its branch.
-            columns = packed.places[b, row, slot][packed.source[b, row, slot, y, mask]]
+            columns = packed.places[b, row][packed.source[b, row, slot, y, mask]]
             expected = [np.flatnonzero(own)[-1], *np.flatnonzero(branch)]
             assert columns.tolist() == expected
     assert sorted(seen) == list(range(37))
@@ -114,12 +118,12 @@ def test_packing_keeps_every_query_whole_and_alone(answers, tokens_per_batch):
 
 def test_rows_are_filled_well():
     rng = np.random.default_rng(0)
-    queries = [[2] * n for n in rng.integers(15, 60, 200)]
-    packed = prompts.pack(queries, encoder_of(), 512)
+    queries = [Query([2] * n, ANSWERS) for n in rng.integers(15, 60, 200)]
+    packed = prompts.pack(queries, 512)
     used = np.sum(packed.segment >= 0) / packed.segment.size
     assert used > 0.9
 
 
 def test_a_long_query_widens_the_row():
-    packed = prompts.pack([[2] * 300, [3] * 5], encoder_of(), 512)
+    packed = prompts.pack([Query([2] * 300, ANSWERS), Query([3] * 5, ANSWERS)], 512)
     assert packed.tokens.shape[-1] == 320

@@ -12,6 +12,7 @@ from conftest import make_tokenizer
 
 from icljax import mixing, prompts, settings
 from icljax.model import Decoder, DecoderConfig, init_params
+from icljax.prompts import Query
 from icljax.tasks import Task
 
 LLAMA = DecoderConfig(
@@ -92,6 +93,12 @@ encode = jax.jit(settings.encode, static_argnums=0)
 read = jax.jit(settings.read, static_argnums=0)
 
 
+def pack_once(texts, answers, **options):
+    """One batch of a row of 64 tokens: prompts with the same candidates."""
+    packed = prompts.pack([Query(t, answers) for t in texts], 64, 64, **options)
+    return jax.tree.map(lambda x: x[0], packed)
+
+
 def make_encoder(answers=("good", "terrible")):
     task = Task("made-up", "Review: {text} Sentiment:", answers)
     return prompts.make_encoder(make_tokenizer(), task, "<bos>", "\n", {"<bos>": 0, "<eos>": 1})
@@ -144,7 +151,7 @@ def test_packed_queries_equal_single_passes(config, answers):
     queries = [rng.integers(2, 400, n).tolist() for n in (9, 30, 4, 17, 22, 11)]
     context = random_tokens(20, seed=3)
     state = encode(model, params, jnp.asarray(context), jnp.ones(20, bool))
-    packed = prompts.pack(queries, encoder, tokens_per_batch=128, row_length=64)
+    packed = prompts.pack([Query(q, encoder.answers) for q in queries], 128, row_length=64)
     got = np.zeros((len(queries), len(answers)))
     for b in range(packed.example.shape[0]):
         batch = jax.tree.map(lambda x, b=b: x[b], packed)
@@ -169,7 +176,7 @@ def test_record_is_what_a_single_pass_shows(config):
     queries = [random_tokens(n, seed=n).tolist() for n in (7, 12)]
     context = random_tokens(10, seed=3)
     state = encode(model, params, jnp.asarray(context), jnp.ones(10, bool))
-    packed = jax.tree.map(lambda x: x[0], prompts.pack(queries, encoder, 64, 64))
+    packed = pack_once(queries, encoder.answers)
     records = read(model, params, state, packed)
     attention = records.attention
     own = settings.own_tokens(packed)
