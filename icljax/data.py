@@ -51,7 +51,7 @@ class Split:
       name: the split's name in the source.
       fields: N dicts, template field -> text.
       labels: int32 [N], position in the task's answers or in the example's choices.
-      indices: int32 [N], position of the example's row in the source's split, from 0.
+      indices: int32 [N], position of the example in the source's split, from 0.
       choices: multiple choice: N lists of texts, of any length from 2; empty: the task has answers.
     """
 
@@ -304,23 +304,19 @@ def _convert(name: str, raw: Rows, layout: Layout, task: Task) -> Split:
     """Formats the task's fields and choices, and maps the labels."""
     forms = {field: layout.fields.get(field, "{" + field + "}") for field in task.fields}
     order = layout.label_order or tuple(range(len(task.answers)))
-    split = Split(name, [], np.empty(0, np.int32), np.empty(0, np.int32))
-    labels, indices = [], []
-    for i, whole in enumerate(raw.rows):
-        for row in layout.questions(whole) if layout.questions else [whole]:
-            try:
-                split.fields.append({field: _fill(form, row) for field, form in forms.items()})
-                answers: Sequence[str] = task.answers
-                if not answers:
-                    answers = _choices(row, layout.choices)
-                    split.choices.append(list(answers))
-                labels.append(_label(row, layout.label, answers, order))
-            except UserError as error:
-                raise UserError(f"{raw.where(i)}: {error}") from error
-            indices.append(raw.indices[i])
-    return dataclasses.replace(
-        split, labels=np.array(labels, np.int32), indices=np.array(indices, np.int32)
-    )
+    fields, choices, labels = [], [], []
+    for i, row in enumerate(raw.rows):
+        try:
+            fields.append({field: _fill(form, row) for field, form in forms.items()})
+            answers: Sequence[str] = task.answers
+            if not answers:
+                answers = _choices(row, layout.choices)
+                choices.append(list(answers))
+            labels.append(_label(row, layout.label, answers, order))
+        except UserError as error:
+            raise UserError(f"{raw.where(i)}: {error}") from error
+    indices = raw.indices.astype(np.int32)
+    return Split(name, fields, np.array(labels, np.int32), indices, choices)
 
 
 def _fill(form: str | Callable[[Row], str], row: Row) -> str:

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import re
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from icljax.errors import UserError
@@ -38,7 +38,6 @@ class Layout:
       train: the name of the train split.
       validation: of the validation split; empty: "validation", or "test" where there is none.
       label_order: source label -> position in the task's answers; empty: the same.
-      questions: for a source whose row holds several examples: a row -> one row for each.
       note: what a reader of the results should know of this layout.
     """
 
@@ -48,7 +47,6 @@ class Layout:
     train: str = "train"
     validation: str = ""
     label_order: tuple[int, ...] = ()
-    questions: Callable[[Row], Iterator[Row]] | None = None
     note: str = ""
 
 
@@ -141,19 +139,6 @@ def _hellaswag_choices(row: Row) -> list[str]:
     return [_hellaswag(ending) for ending in row["endings"]]
 
 
-def _race_questions(row: Row) -> Iterator[Row]:
-    """TFDS has one row an article."""
-    for question, options, answer in zip(
-        row["questions"], row["options"], row["answers"], strict=True
-    ):
-        yield {
-            "article": row["article"],
-            "question": question,
-            "choices": options,
-            "label": answer,
-        }
-
-
 def _wic_word(row: Row) -> str:
     """The word in the form that it has in the first sentence."""
     return row["sentence1"][row["start1"] : row["end1"]]
@@ -204,7 +189,8 @@ _ARC_ROWS = Layout(choices="choices_text", label="answerKey")
 _TREC_NEW = "labels 0 to 5 are read as ABBR, ENTY, DESC, HUM, LOC, NUM (data.label_order)"
 
 # tests/test_tasks.py checks sources, fields and label orders against tfds' own specifications.
-# TFDS does not carry SST-5, Subj and DBpedia, and cannot download StoryCloze: JSONL folders.
+# From JSONL folders: SST-5, Subj and DBpedia, which TFDS does not have; StoryCloze, which it cannot
+# download; RACE, which it cannot write without TensorFlow (in Hugging Face's form).
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -321,7 +307,7 @@ TASKS: dict[str, Task] = {
         Task(
             "race",  # every question on its own, where the harness asks an article's last one
             "Article: {article} Question: {question} Answer:",
-            sources={"tfds:race/high": Layout(validation="test", questions=_race_questions)},
+            sources={"jsonl": Layout(choices="options", label="answer", validation="test")},
         ),
     )
 }

@@ -173,7 +173,7 @@ def test_smollm2(task, in_context):
     if "ICLJAX_DATA" not in os.environ:
         pytest.skip("ICLJAX_DATA: a folder with piqa and arc_easy")
     folder = Path(os.environ["ICLJAX_DATA"]) / task
-    config = make_config(task, "smollm2-135m", folder, 100, 4)
+    config = make_config(task, "smollm2-135m", folder, 100, 2)
     if task == "piqa":  # it has no train file
         config.data.train_split = "validation[:20%]"
         config.data.validation_split = "validation[20%:]"

@@ -218,6 +218,71 @@ def test_bad_settings(tmp_path, fields, says):
     assert says in fails(source, **fields)
 
 
+def test_choices_of_each_example(tmp_path):
+    rows = [
+        {"question": f"Q{i}", "choices": ["x", f"y{i}", "z"][: 2 + i % 2], "label": i % 2}
+        for i in range(6)
+    ]
+    again = {"question": "q5", "choices": ["X", "y5", "z"], "label": 1}
+    source = write_jsonl(tmp_path, train=[*rows[:5], again], test=[rows[5]])
+    loaded = data.load(data_config(source), TASKS["arc_easy"])
+    assert loaded.train.choices == [row["choices"] for row in rows[:5]]
+    np.testing.assert_array_equal(loaded.train.labels, [0, 1, 0, 1, 0])
+    assert loaded.notes == ("1 train examples dropped: also in the validation split",)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"choices": ["x", "y"], "label": 2}, "label 2, expected 0 to 1 or one of x, y"),
+        ({"choices": ["x", "y"], "label": "C"}, "label 'C', expected 0 to 1"),
+        ({"choices": ["x"], "label": 0}, "expected a list of at least two texts"),
+        ({"choices": ["x", 3], "label": 0}, "expected a list of at least two texts"),
+        ({"choices": "xy", "label": 0}, "field 'choices' is 'xy', expected a list of texts"),
+        ({"label": 0}, "no field 'choices'; it has: question, label; set config.data.choices"),
+    ],
+)
+def test_bad_choices(tmp_path, row, says):
+    source = write_jsonl(tmp_path, train=[{"question": "q", **row}], test=VALIDATION)
+    assert says in fails(source, TASKS["arc_easy"])
+
+
+def test_rows_that_are_not_the_tasks_are_told(tmp_path):
+    row = {"premise": "p", "question": "why", "choice1": "a", "choice2": "b", "label": 0}
+    message = fails(write_jsonl(tmp_path, train=[row], test=[row]), TASKS["copa"])
+    assert "train.jsonl:1: not in the form of this task's rows (KeyError: 'why')" in message
+
+
+def test_a_split_in_parts(tmp_path):
+    """Where there is one file only: one part for demonstrations, the rest evaluated."""
+    rows = [{"goal": f"g{i}", "sol1": "a", "sol2": "b", "label": i % 2} for i in range(10)]
+    source = write_jsonl(tmp_path, validation=rows)
+    assert "train_split='validation[:20%]'" in fails(source, TASKS["piqa"])
+    parts = {"train_split": "validation[:20%]", "validation_split": "validation[20%:]"}
+    loaded = data.load(data_config(source, **parts), TASKS["piqa"])
+    np.testing.assert_array_equal(loaded.train.indices, [0, 1])
+    np.testing.assert_array_equal(loaded.validation.indices, np.arange(2, 10))
+    assert loaded.notes == (
+        "demonstrations are drawn from validation[:20%], validation[20%:] is evaluated",
+    )
+    parts = {"train_split": "validation[3:5]", "validation_split": "validation[5:]"}
+    loaded = data.load(data_config(source, **parts), TASKS["piqa"])
+    np.testing.assert_array_equal(loaded.train.indices, [3, 4])
+    assert "expected NAME, NAME[:300]" in fails(source, TASKS["piqa"], train_split="validation[x]")
+
+
+def test_trec_folders_have_hugging_faces_order(tmp_path):
+    rows = [{"text": f"q{i}", "label": i} for i in range(6)]  # ABBR, ENTY, DESC, HUM, LOC, NUM
+    source = write_jsonl(tmp_path, train=rows, test=VALIDATION)
+    loaded = data.load(data_config(source), TASKS["trec"])
+    names = [TASKS["trec"].answers[label] for label in loaded.train.labels]
+    assert names == ["Expression", "Entity", "Description", "Person", "Location", "Number"]
+    assert "ABBR, ENTY, DESC" in loaded.notes[0]
+    older = data.load(data_config(source, label_order=tuple(range(6))), TASKS["trec"])
+    np.testing.assert_array_equal(older.train.labels, np.arange(6))
+    assert "ABBR" not in older.notes[0]
+
+
 # Packages
 
 
@@ -394,6 +459,25 @@ def test_tfds_ag_news(tmp_path, monkeypatch):
     serve(monkeypatch, {"ag_news_csv": str(tmp_path)})
     loaded = data.load(data_config("tfds:ag_news_subset"), TASKS["agnews"])
     assert labels_by_text(loaded.validation, "text") == {f"test {i} said": i for i in range(4)}
+
+
+def test_tfds_arc(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    folder = tmp_path / "ARC-V1-Feb2018-2" / "ARC-Easy"
+    folder.mkdir(parents=True)
+    for split in ("Train", "Dev", "Test"):
+        lines = []
+        for i, keys in enumerate(("ABC", "1234", "ABCDE")):
+            choices = [{"label": key, "text": f"é {key}"} for key in keys]
+            question = {"stem": f"{split} {i}", "choices": choices}
+            lines.append(json.dumps({"id": str(i), "question": question, "answerKey": keys[i]}))
+        (folder / f"ARC-Easy-{split}.jsonl").write_text("\n".join(lines))
+    serve(monkeypatch, str(tmp_path))
+    loaded = data.load(data_config("tfds:ai2_arc/ARC-Easy"), TASKS["arc_easy"]).validation
+    by_text = labels_by_text(loaded, "question")
+    assert by_text == {f"Dev {i}": i for i in range(3)}
+    assert sorted(map(len, loaded.choices)) == [3, 4, 5]
+    assert {choices[0] for choices in loaded.choices} == {"é A", "é 1"}
 
 
 @pytest.mark.parametrize(

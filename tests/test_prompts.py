@@ -1,10 +1,14 @@
 """Token layouts: what stands where in prompts, training examples and packed rows."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 from conftest import make_tokenizer
 
 from icljax import prompts
+from icljax.data import Split
 from icljax.errors import UserError
 from icljax.prompts import Query
 from icljax.tasks import Task
@@ -127,3 +131,62 @@ def test_rows_are_filled_well():
 def test_a_long_query_widens_the_row():
     packed = prompts.pack([Query([2] * 300, ANSWERS), Query([3] * 5, ANSWERS)], 512)
     assert packed.tokens.shape[-1] == 320
+
+
+def test_candidates_of_each_example():
+    """A query of three candidates and one of two, of which the first tokens are only read."""
+    queries = [
+        Query([2, 3], ((4,), (5, 6, 7), (8, 9))),
+        Query([10], ((11, 12), (13, 14, 15)), (1, 1)),
+    ]
+    packed = jax.tree.map(lambda x: x[0, 0], prompts.pack(queries, 64, 64))
+    assert packed.example.tolist() == [0, 1]  # the longer first
+    assert packed.tokens[:9].tolist() == [2, 3, 5, 6, 8, 10, 11, 13, 14]
+    assert packed.positions[:9].tolist() == [0, 1, 2, 3, 2, 0, 1, 1, 2]
+    assert packed.branch[:9].tolist() == [0, 0, 2, 2, 3, 0, 1, 2, 2]
+    assert packed.segment[:10].tolist() == [0] * 5 + [1] * 4 + [-1]
+    assert packed.studied.tolist() == [1, 5]
+    third, fourth = 1 / np.float32(3), np.float32(0.5)
+    assert packed.target_weight.tolist() == [
+        [[1, 0, 0], [third] * 3, [fourth, fourth, 0]],
+        [[0, 1, 0], [0, fourth, fourth], [0, 0, 0]],
+    ]
+    columns = packed.places[packed.source]
+    assert columns[0, 1].tolist() == [1, 2, 3]
+    assert columns[1, 0, :2].tolist() == [5, 6]
+    assert columns[1, 1].tolist() == [5, 7, 8]
+    summed = prompts.pack(queries, 64, 64, score="sum").target_weight[0, 0]
+    np.testing.assert_array_equal(summed, packed.target_weight > 0)
+
+
+def test_the_first_label_is_fed_and_studied():
+    queries = [Query([2, 3], ((4, 5), (6, 7))), Query([8], ((9,), (10,)))]
+    packed = jax.tree.map(lambda x: x[0, 0], prompts.pack(queries, 64, 64, position="first_label"))
+    assert packed.tokens[:7].tolist() == [2, 3, 4, 5, 6, 8, 9]
+    assert packed.studied.tolist() == [3, 6]
+    # What predicts each token is as ever.
+    answer = jax.tree.map(lambda x: x[0, 0], prompts.pack(queries, 64, 64))
+    for name in ("target", "target_weight"):
+        np.testing.assert_array_equal(getattr(packed, name), getattr(answer, name))
+    predict = packed.tokens[packed.places[packed.source]] * (packed.target_weight > 0)
+    assert predict.tolist() == [[[3, 4], [3, 6]], [[8, 0], [8, 0]]]
+    assert prompts.longest_query(queries, "first_label") == 4
+    assert prompts.longest_query(queries) == 3
+
+
+def test_multiple_choice_queries():
+    """Candidates' tokens are those of the whole text, and the prompt's tokens are its start."""
+    task = Task("t", "{before}", ending="{after}")
+    encoder = encoder_of(task)
+    fields = [{"before": "the film is", "after": "and never ends ."}]
+    choices = [["a dull mess", "moving", "very good"]]
+    split = Split("s", fields, np.zeros(1, np.int32), np.zeros(1, np.int32), choices)
+    (query,) = encoder.queries(split, np.array([0]))
+    for candidate, read, choice in zip(query.candidates, query.read_only, choices[0], strict=True):
+        whole = encoder.tokenizer.encode(f"the film is {choice} and never ends .").ids
+        assert [*query.prompt, *candidate] == whole
+        assert encoder.tokenizer.decode(candidate[:read]) == f" {choice}"
+    assert query.demonstration(1) == [*query.prompt, *query.candidates[1]]
+    empty = dataclasses.replace(split, fields=[{"before": "the film is", "after": " "}])
+    with pytest.raises(UserError, match=r"example 0 of 's'.*no tokens"):
+        encoder.queries(empty, np.array([0]))

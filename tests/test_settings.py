@@ -199,6 +199,62 @@ def test_record_is_what_a_single_pass_shows(config):
         np.testing.assert_allclose(records.scores_state[slot], to_context, atol=1e-4)
 
 
+def test_candidates_of_each_example_equal_single_passes(monkeypatch):
+    """Another number of candidates for each, first tokens only read; logits a row at a time."""
+    monkeypatch.setattr(settings, "LOGITS_AT_ONCE", 1)
+    model, params = model_and_params(LLAMA)
+    rng = np.random.default_rng(0)
+
+    def tokens(count):
+        return tuple(rng.integers(2, 400, count).tolist())
+
+    queries = [
+        Query(list(tokens(9)), (tokens(3), tokens(1), tokens(5)), (2, 0, 3)),
+        Query(list(tokens(5)), (tokens(2), tokens(4))),
+        Query(list(tokens(30)), (tokens(2), tokens(7), tokens(3))),
+    ]
+    state = encode(model, params, jnp.asarray(random_tokens(20, seed=3)), jnp.ones(20, bool))
+    packed = prompts.pack(queries, 128, 64, score="sum")
+    batch = jax.tree.map(lambda x: x[0], packed)
+    assert len(packed.example) == 1
+    got = jax.jit(settings.read, static_argnums=0)(model, params, state, batch).logprob
+    order = batch.example.reshape(-1).tolist()
+    for n, query in enumerate(queries):
+        scores = got[order.index(n)]
+        skipped = query.read_only or (0, 0, 0)
+        for y, (candidate, skip) in enumerate(zip(query.candidates, skipped, strict=False)):
+            whole = [*random_tokens(20, seed=3), *query.prompt, *candidate]
+            logits = jax.nn.log_softmax(plain_logits(model, params, np.int32(whole)))
+            first = len(whole) - len(candidate)
+            expected = sum(logits[first + m - 1, candidate[m]] for m in range(skip, len(candidate)))
+            np.testing.assert_allclose(scores[y], expected, atol=1e-4)
+        assert np.isneginf(scores[len(query.candidates) :]).all()
+
+
+def test_first_label_is_recorded_one_step_later():
+    """At the first label's last token, which sees the query and the label, as in a single pass."""
+    model, params = model_and_params(LLAMA)
+    queries = [random_tokens(n, seed=n).tolist() for n in (7, 12)]
+    answers = ((5, 6), (7, 8, 9))
+    state = encode(model, params, jnp.asarray(random_tokens(10, seed=3)), jnp.ones(10, bool))
+    packed = pack_once(queries, answers, position="first_label")
+    records, own = read(model, params, state, packed), settings.own_tokens(packed)
+    for n, query in enumerate(queries):
+        slot = packed.example.reshape(-1).tolist().index(n)
+        whole = [*random_tokens(10, seed=3), *query, *answers[0]]
+        last, record = len(whole) - 1, plain(model, params, np.int32(whole))[1]
+        np.testing.assert_allclose(
+            records.attention.attn_out[slot], record.attn_out[:, 0, last], atol=1e-4
+        )
+        scores = records.attention.scores_query[slot][..., np.asarray(own[slot])]
+        np.testing.assert_allclose(
+            scores, record.scores_query[:, 0, last, :, 10 : last + 1], atol=1e-4
+        )
+    at_answer = read(model, params, state, pack_once(queries, answers))
+    slots = packed.example.reshape(-1) >= 0
+    np.testing.assert_allclose(records.logprob[slots], at_answer.logprob[slots], atol=1e-5)
+
+
 def optax_finetune(model, params, rate, examples):
     """The plain way: one example after the other, through optax, unpadded."""
     optimizer = optax.sgd(rate)

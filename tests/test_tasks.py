@@ -1,7 +1,11 @@
+import re
+
+import numpy as np
 import pytest
 
+from icljax import data
 from icljax.errors import UserError
-from icljax.tasks import TASKS, get_task, template_fields
+from icljax.tasks import TASKS, get_task, layout_of, template_fields
 
 
 @pytest.mark.parametrize(
@@ -22,13 +26,155 @@ def test_prompt(name, fields, prompt):
     assert TASKS[name].prompt(fields) == prompt
 
 
-def test_the_table_has_the_papers_label_counts():
+def test_the_table():
     counts = {name: len(task.answers) for name, task in TASKS.items()}
     assert counts == {
         "sst2": 2, "sst5": 5, "mr": 2, "subj": 2, "agnews": 4, "cb": 3, "trec": 6, "imdb": 2,
+        "rte": 2, "dbpedia": 14, "boolq": 2, "wic": 2, "wsc": 2,
+        "copa": 0, "hellaswag": 0, "piqa": 0, "arc_easy": 0, "arc_challenge": 0, "openbookqa": 0,
+        "storycloze": 0, "winogrande": 0, "race": 0,
     }  # fmt: skip
-    for name in TASKS:  # every row passes the checks that a user's own task must pass
-        assert get_task(name) == TASKS[name]
+    for name, task in TASKS.items():  # every row passes the checks of a user's own task
+        assert get_task(name) == task
+        assert re.match("(tfds|package|jsonl):", task.source)
+
+
+# What the rows of a source become, and which candidate each label is: (source, row, prompt and
+# right candidate). Rows are shortened ones of the data sets; forms are lm-evaluation-harness's.
+ROWS = [
+    (
+        "tfds:super_glue/copa",
+        {
+            "premise": "The man turned on the faucet.",
+            "question": "effect",
+            "choice1": "The toilet filled with water.",
+            "choice2": "Water flowed from the spout.",
+            "label": 1,
+        },
+        "The man turned on the faucet therefore water flowed from the spout.",
+    ),
+    (
+        "tfds:super_glue/wsc.fixed",
+        {
+            "text": "Mark told Pete many lies about himself. He should have been more skeptical.",
+            "span1_text": "Mark",
+            "span2_index": 7,
+            "span2_text": "He",
+            "label": 0,
+        },
+        "Passage: Mark told Pete many lies about himself. *He* should have been more skeptical. "
+        'Question: In the passage above, does the pronoun "*He*" refer to "*Mark*"? Answer: no',
+    ),
+    (
+        "tfds:super_glue/wic",
+        {
+            "word": "place",
+            "sentence1": "Do you want to come over to my places later?",
+            "sentence2": "A political system with no place for the less prominent groups.",
+            "start1": 31,
+            "end1": 37,
+            "label": 0,
+        },
+        "Sentence 1: Do you want to come over to my places later? Sentence 2: A political system "
+        "with no place for the less prominent groups. Question: Is the word 'places' used in the "
+        "same way in the two sentences above? Answer: no",
+    ),
+    (
+        "tfds:hellaswag",
+        {
+            "activity_label": "Roof removal",
+            "context": "[header] How to sit [title] Wait. He",
+            "endings": ["sits.", "is  [step] tired."],
+            "label": 1,
+        },
+        "Roof removal: How to sit. Wait. He is tired.",
+    ),
+    (
+        "tfds:winogrande",
+        {
+            "sentence": "Ian volunteered after Dennis had, because _ despised eating.",
+            "option1": "Ian",
+            "option2": "Dennis",
+            "label": 0,
+        },
+        "Ian volunteered after Dennis had, because Ian despised eating.",
+    ),
+    (
+        "jsonl:x",
+        {"question": "Who?", "choices": ["a", " b  c", "d"], "label": "B"},
+        "Question: Who? Answer: b c",
+    ),
+]
+
+
+@pytest.mark.parametrize(("source", "row", "expected"), ROWS, ids=[row[0] for row in ROWS])
+def test_rows(source, row, expected):
+    task = next((t for t in TASKS.values() if source in t.sources), TASKS["arc_easy"])
+    split = data._convert("s", rows_of([row]), layout_of(source, task), task)
+    choices = split.choices[0] if split.choices else []
+    candidate = task.candidates(split.fields[0], choices)[split.labels[0]]
+    assert " ".join(filter(None, [task.prompt(split.fields[0]), *candidate])) == expected
+
+
+def rows_of(rows):
+    return data.Rows(rows, np.arange(len(rows)), "row ")
+
+
+def test_only_what_follows_the_blank_is_scored():
+    fields = {"before": "It fell because", "after": "was wet."}
+    candidates = TASKS["winogrande"].candidates(fields, ["the  cup", "it"])
+    assert candidates == [("the cup", "was wet."), ("it", "was wet.")]
+
+
+def made_up(feature, name=""):
+    """A value of a tfds feature."""
+    import tensorflow_datasets as tfds
+
+    if name == "question" and isinstance(feature, tfds.features.Text):
+        return b"cause"  # in COPA one of two words
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return {key: made_up(value, key) for key, value in feature.items()}
+    if isinstance(feature, tfds.features.Sequence):
+        inner = made_up(feature.feature)
+        if isinstance(inner, dict):
+            return {key: [value, value] for key, value in inner.items()}
+        return [inner, inner]
+    return b"a _ b" if isinstance(feature, tfds.features.Text) else np.int64(1)
+
+
+LABELS = {
+    "sst2": "negative positive",
+    "agnews": "World Sports Business Sci/Tech",
+    "cb": "entailment contradiction neutral",
+    "trec": "DESC ENTY ABBR HUM NUM LOC",
+    "imdb": "neg pos",
+    "rte": "entailment not_entailment",
+    "boolq": "False True",
+    "wic": "False True",
+    "wsc": "False True",
+    "copa": "choice1 choice2",
+    "piqa": "0 1",
+    "arc_easy": "A B C D E",
+    "arc_challenge": "A B C D E",
+    "openbookqa": "A B C D",
+    "winogrande": "1 2",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [(t.name, s) for t in TASKS.values() for s in t.sources if s.startswith("tfds:")],
+)
+def test_sources_are_as_tfds_specifies_them(name, source):
+    """Fields and label names, without a download: a row made up to the features converts."""
+    task, layout = TASKS[name], layout_of(source, TASKS[name])
+    with data._without_tensorflow():
+        features = data._tfds_builder(source.removeprefix("tfds:")).info.features
+        row = data._plain(made_up(features))
+    data._convert("s", rows_of([row]), layout, task)
+    names = getattr(dict(features).get(layout.label), "names", None)
+    assert names == (LABELS[name].split() if name in LABELS else None)
+    assert not layout.label_order
 
 
 def test_missing_field_is_named_with_those_that_exist():
@@ -41,6 +187,10 @@ def test_overrides_win():
     assert task.answers == ("bad", "very good")
     assert task.template == TASKS["sst2"].template
     assert get_task("sst2", template="{text} ->").answers == ("Negative", "Positive")
+    choices = get_task("sst2", choices="options")
+    assert (choices.answers, choices.template) == ((), TASKS["sst2"].template)
+    with pytest.raises(UserError, match="only one of them"):
+        get_task("sst2", answers=("a", "b"), choices="options")
     own = get_task("mine", "{a}: {b} =", ["x", "y"])
     assert (own.name, own.answers) == ("mine", ("x", "y"))
 

@@ -1,0 +1,22 @@
+"""Any task of the table in icljax/tasks.py, from the source that is named there.
+
+    python -m icljax.main --config=configs/task.py:piqa --workdir=/tmp/piqa
+
+Most sources are TFDS; without a network to it give a folder of JSONL files:
+`--config.data.source=jsonl:DIR`. sst5, subj, dbpedia and storycloze are not in TFDS or cannot be
+downloaded by it: the folder is data/TASK, unless another is given. Of a folder without train.jsonl
+a part can be held out: `--config.data.train_split='validation[:20%]'` with
+`--config.data.validation_split='validation[20%:]'`.
+"""
+
+from ml_collections import ConfigDict
+
+from icljax import config as config_lib
+from icljax import tasks
+
+
+def get_config(task: str = "mr") -> ConfigDict:
+    config = config_lib.default()
+    config.task = task
+    config.data.source = tasks.get_task(task).source
+    return config
