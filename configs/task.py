@@ -18,5 +18,6 @@ from icljax import tasks
 def get_config(task: str = "mr") -> ConfigDict:
     config = config_lib.default()
     config.task = task
-    config.data.source = tasks.get_task(task).source
+    known = tasks.TASKS.get(task)  # an unknown one is the job's to refuse, in one line
+    config.data.source = known.source if known else ""
     return config
