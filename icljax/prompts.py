@@ -113,11 +113,7 @@ def make_encoder(
             return (ids[text],)
         return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    # The answer's tokens may depend on the text before it, so it is encoded after the template's
-    # own ending (`Label:`) and that ending is cut off again.
-    tail = task.template.rpartition("}")[2].strip()
-    before = len(encode(tail)) if tail else 0
-    answers = tuple(encode(f"{tail} {answer}")[before:] for answer in task.answers)
+    answers = answer_tokens(tokenizer, task.template, task.answers)
     for answer, tokens in zip(task.answers, answers, strict=True):
         if not tokens or answers.count(tokens) > 1:
             raise UserError(
@@ -127,6 +123,23 @@ def make_encoder(
     if not bos or not encode(bos):
         raise UserError(f"prompt.bos={bos!r} gives no token; use <bos>, <eos> or a text")
     return Encoder(tokenizer, task, encode(bos), encode(separator) if separator else (), answers)
+
+
+def answer_tokens(
+    tokenizer: Tokenizer, template: str, answers: Sequence[str]
+) -> tuple[tuple[int, ...], ...]:
+    """Token ids of answers as they follow the template after one space.
+
+    They may depend on the text before, so each is encoded after the template's own ending
+    (`Label:`), and that ending is cut off again.
+    """
+    tail = template.rpartition("}")[2].strip()
+
+    def encode(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    before = len(encode(tail)) if tail else 0
+    return tuple(encode(f"{tail} {answer}")[before:] for answer in answers)
 
 
 def query_length(prompt: Sequence[int], encoder: Encoder) -> int:
