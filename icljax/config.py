@@ -13,6 +13,7 @@ EXPERIMENTS = {
     "dual": "icljax.dual",
     "regression": "icljax.regression",
     "pretrain": "icljax.pretrain",
+    "sweep": "icljax.sweep",
 }
 
 
@@ -117,6 +118,22 @@ def default() -> ConfigDict:
     config.metrics.random_update = "gaussian"  # the random baseline; "uniform": U[0, 1)
     config.metrics.bootstrap_samples = 2000
     config.metrics.seed = 0
+    return config
+
+
+def sweep() -> ConfigDict:
+    """Many comparisons: every task with every model in every setting."""
+    config = ConfigDict()
+    config.experiment = "sweep"
+    config.tasks = ("sst2", "sst5", "mr", "subj", "agnews", "cb")
+    config.models = ("smollm2-135m",)
+    # What every job has; a {task} in its data.source becomes the task's name.
+    config.base = default()
+    # (name, {field of base: value}) each; a name that changes nothing leaves no mark in a folder.
+    config.settings = (("gd", {}),)
+    # (pattern, {field of base: value}) each, for the jobs whose "task_model_setting" fits, as file
+    # names fit "cb_*"; a later one wins, and over settings too.
+    config.overrides = ()
     return config
 
 

@@ -3,7 +3,9 @@
 Shape glossary: R seeds, L layers (of the lists inside results.json).
 """
 
+import argparse
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from icljax import figures, workdir
+from icljax.errors import UserError
 from icljax.wording import (
     BASELINES,
     CONTROL_KINDS,
@@ -736,3 +739,29 @@ def _highest_control(results: Results, name: str) -> str:
 
 
 _VERDICTS = {"above": "yes", "not above": "no", "unknown": "?"}
+
+
+# ------------------------------------------------------------------------------------ many jobs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Merges the results of many jobs into one report (see `icljax.page`); the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m icljax.report", description=main.__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="holds results")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="for the report; default: the first"
+    )
+    given = parser.parse_args(argv)
+    from icljax import page  # a report of one job does without it
+
+    try:
+        for file in page.write(given.folders, given.out or given.folders[0]):
+            print(file)
+    except UserError as e:
+        print(f"icljax: error: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
