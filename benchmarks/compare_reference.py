@@ -73,7 +73,7 @@ def make_config(args: argparse.Namespace) -> Any:
 
     file = Path(__file__).resolve().parents[1] / "configs" / "mr.py"
     config = runpy.run_path(str(file))["get_config"]()
-    config.controls.weights = ()
+    config.controls.names = ()
     config.eval.num_examples = args.num_examples
     config.selection.num_examples = args.selection
     config.num_demonstrations = args.demonstrations

@@ -31,7 +31,9 @@ def _list(values: np.ndarray) -> str:
 
 
 def icl(programs: Programs, params: Params, job: Job) -> str:
-    return read(programs, params, encode_demonstrations(programs, params, job.demonstrations), job)
+    seeds = range(len(job.used))
+    states = encode_demonstrations(programs, params, job.demonstrations, seeds).state
+    return read(programs, params, states, job)
 
 
 def zsl(programs: Programs, params: Params, job: Job) -> str:

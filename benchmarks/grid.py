@@ -58,7 +58,7 @@ def main() -> None:
     config.task, config.num_demonstrations = "sst2", args.demonstrations
     config.seeds = tuple(range(1, 1 + args.seeds))
     config.finetune.learning_rates = tuple(0.001 * (i + 1) for i in range(args.rates))
-    config.eval.num_examples, config.controls.weights = args.examples, ()
+    config.eval.num_examples, config.controls.names = args.examples, ()
     config.eval.tokens_per_batch = 512 if jax.default_backend() == "cpu" else 4096
     decoder = decoder_config(ARCHITECTURES[args.model], args.model)
     decoder = dataclasses.replace(decoder, dtype=experiment.compute_dtype(config))

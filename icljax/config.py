@@ -13,6 +13,7 @@ EXPERIMENTS = {
     "dual": "icljax.dual",
     "regression": "icljax.regression",
     "pretrain": "icljax.pretrain",
+    "sweep": "icljax.sweep",
 }
 
 
@@ -78,7 +79,11 @@ def default() -> ConfigDict:
     config.prompt.score = "mean"  # of a candidate's tokens' log-probabilities, or their "sum"
 
     config.finetune = ConfigDict()
-    config.finetune.learning_rates = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)
+    # "gd"; layer-causal gradient descent (Deutch et al. 2024), read out after each layer's block
+    # ("lcgd") or after its attention ("lcgd_attention").
+    config.finetune.method = "gd"
+    # All are tried and reported; far too large ones belong to the picture.
+    config.finetune.learning_rates = (0.0001, 0.0003, 0.001, 0.003, 0.03, 0.3)
     config.finetune.runs_at_once = 0  # rates x seeds trained together; 0: what fits in memory
 
     config.finetune.remat = False  # recompute layers in the backward pass: less memory, slower
@@ -100,15 +105,38 @@ def default() -> ConfigDict:
     config.eval.seed = 1
     config.eval.tokens_per_batch = 0  # 0: 512 on CPU, 4,096 on an accelerator (each)
 
-    # The same comparison on models that were never trained, beside the trained one's.
+    # The same comparison where nothing, or nothing true, was learned: some of CONTROLS below, or
+    # "all".
     config.controls = ConfigDict()
-    config.controls.weights = ("untrained", "untrained_keep_embeddings")
-    config.controls.num_examples = 50
+    config.controls.names = (
+        "untrained",
+        "untrained_keep_embeddings",
+        "permuted_labels",
+        "perturbation",
+    )
+    config.controls.num_examples = 50  # of those that are evaluated
+    config.controls.answers_of = ""  # the task whose answers "other_answers" puts in; empty: chosen
 
     config.metrics = ConfigDict()
     config.metrics.random_update = "gaussian"  # the random baseline; "uniform": U[0, 1)
     config.metrics.bootstrap_samples = 2000
     config.metrics.seed = 0
+    return config
+
+
+def sweep() -> ConfigDict:
+    """Many comparisons: every task with every model in every setting."""
+    config = ConfigDict()
+    config.experiment = "sweep"
+    config.tasks = ("sst2", "sst5", "mr", "subj", "agnews", "cb")
+    config.models = ("smollm2-135m",)
+    # What every job has; a {task} in its data.source becomes the task's name.
+    config.base = default()
+    # (name, {field of base: value}) each; a name that changes nothing leaves no mark in a folder.
+    config.settings = (("gd", {}),)
+    # (pattern, {field of base: value}) each, for the jobs whose "task_model_setting" fits, as file
+    # names fit "cb_*"; a later one wins, and over settings too.
+    config.overrides = ()
     return config
 
 
@@ -147,20 +175,29 @@ def validate(config: ConfigDict) -> None:
     require(config, "seeds", distinct_integers, "different whole numbers, e.g. 1,2,3")
     require(config, "finetune.learning_rates", _positive_numbers, "numbers above 0")
     require(config, "data.label_order", lambda v: all(type(x) is int for x in v), "whole numbers")
-    allowed = _CHOICES["weights"][1:]
+    allowed = (*CONTROLS, "all")
     require(
-        config,
-        "controls.weights",
-        lambda v: set(v) <= set(allowed),
-        f"some of {', '.join(allowed)}",
+        config, "controls.names", lambda v: set(v) <= set(allowed), f"some of {', '.join(allowed)}"
     )
 
 
+# What a control changes: the model's weights, the demonstrations (of the prompt and of finetuning),
+# or what finetuning did to the weights.
+CONTROLS = {
+    "untrained": "model",
+    "untrained_keep_embeddings": "model",
+    "permuted_labels": "data",
+    "other_answers": "data",
+    "shuffled_tokens": "data",
+    "perturbation": "update",
+    "other_seed": "update",
+}
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
     "weights": ("trained", "untrained", "untrained_keep_embeddings"),
     "record_position": ("answer", "first_label"),
     "prompt.score": ("mean", "sum"),
+    "finetune.method": ("gd", "lcgd", "lcgd_attention"),
     "selection.split": ("train", "validation"),
     "metrics.random_update": ("gaussian", "uniform"),
 }

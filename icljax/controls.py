@@ -1,20 +1,25 @@
-"""Controls: the same comparison where nothing was learned, so that a score can be judged."""
+"""Controls: the same comparison where nothing, or nothing true, was learned: what is a score worth?
+
+Shape glossary: R seeds, L layers.
+"""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from icljax.chunks import Arrays, Chunks
-from icljax.grid import Chosen, Kept, Run, committed_seeds_at_once, finetune_pieces
-from icljax.job import Job
+from icljax.config import CONTROLS
+from icljax.grid import Chosen, Kept, Run, Tuned, committed_seeds_at_once, finetune_pieces
+from icljax.job import Job, control_names
 from icljax.model import DecoderConfig, Params, init_params
 from icljax.programs import Comparison, Programs, compare_settings
-from icljax.prompts import Queries
-from icljax.settings import Finetuned
+from icljax.prompts import Demonstrations, Queries
+from icljax.settings import Finetuned, key_value
 
 
 def reinitialize(params: Params, decoder: DecoderConfig, weights: str, seed: int) -> Params:
@@ -57,51 +62,159 @@ def is_kept(path: tuple[Any, ...]) -> bool:
     return any("embed" in p.key or "norm" in p.key for p in path)
 
 
-def compare_untrained(
-    programs: Programs,
-    params: Params,
+class Trained(NamedTuple):
+    """The trained model's job, which controls are held against.
+
+    Attributes:
+        programs: with its shapes.
+        params: its weights; shapes where no later control needs them.
+        chosen: its finetuned runs.
+        job: its examples.
+        queries: the batches that controls read.
+    """
+
+    programs: Programs
+    params: Params
+    chosen: Chosen
+    job: Job
+    queries: Queries
+
+
+def compare(
+    trained: Trained,
     decoder: DecoderConfig,
-    job: Job,
-    queries: Queries,
-    chosen: Chosen,
+    kinds: Sequence[str],
     config: ConfigDict,
     chunks: Chunks,
     advance: Callable[[int], None],
 ) -> dict[str, Comparison]:
-    """The same comparison on models that were never trained (Deutch et al. 2024).
+    """The same comparison for every control of these kinds that the config asks for, by name."""
+    out = {}
+    for name in (n for n in control_names(config) if CONTROLS[n] in kinds):
+        if CONTROLS[name] == "update":
+            out[name] = _of_update(trained, name, config, chunks, advance)
+            continue
+        params, demonstrations = trained.params, trained.job.demonstrations
+        if CONTROLS[name] == "model":
+            params = reinitialize(params, decoder, name, config.metrics.seed)
+        else:
+            demonstrations = trained.job.changed[name]
+        again = (trained, name, params, demonstrations, config, chunks, advance)
+        out[name] = _refinetuned(*again)
+    return out
+
+
+def _refinetuned(
+    trained: Trained,
+    name: str,
+    params: Params,
+    demonstrations: Demonstrations,
+    config: ConfigDict,
+    chunks: Chunks,
+    advance: Callable[[int], None],
+) -> Comparison:
+    """Other weights or demonstrations, finetuned anew.
 
     Every seed keeps the learning rate that was chosen for the trained model.
-
-    Args:
-        params: of the trained model, as `only_kept` leaves them.
     """
-    runs = list(enumerate(chosen.rate_index.tolist()))
-    demonstrations = job.demonstrations
+    runs = list(enumerate(trained.chosen.rate_index.tolist()))
+    kept = Kept(trained.programs, params, demonstrations, chunks)
 
     def keep_all(piece: list[Run], tuned: Finetuned) -> tuple[Arrays, list[Run]]:
         return {}, piece
 
-    comparisons = {}
-    for name in config.controls.weights:
-        fresh = reinitialize(params, decoder, name, config.metrics.seed)
-        kept = Kept(programs, fresh, demonstrations, chunks)
-        for _ in finetune_pieces(kept, fresh, runs, config, f"{name}-finetune", keep_all):
-            pass
-        comparisons[name] = compare_settings(
-            programs,
-            fresh,
-            functools.partial(kept.stacked, f"{name}-finetune", runs),
-            demonstrations,
-            queries,
-            committed_seeds_at_once(kept, f"{name}-compare-size"),
-            functools.partial(_committed, chunks, name),
-            advance,
-        )
-    return comparisons
+    for _ in finetune_pieces(kept, params, runs, config, f"{name}-finetune", keep_all):
+        pass
+    finetuned = functools.partial(kept.stacked, f"{name}-finetune", runs)
+    return _compared(trained, name, params, demonstrations, finetuned, chunks, advance)
 
 
-def _committed(chunks: Chunks, name: str, batch: str, read: Callable[[], Arrays]) -> Arrays:
-    return chunks.once(f"{name}-compare-{batch}", read)
+def _of_update(
+    trained: Trained,
+    name: str,
+    config: ConfigDict,
+    chunks: Chunks,
+    advance: Callable[[int], None],
+) -> Comparison:
+    """Another change of the weights in the place of what finetuning did to them."""
+    chosen, demonstrations = trained.chosen, trained.job.demonstrations
+    params, num_seeds = trained.params, len(config.seeds)
+    if name == "other_seed":
+
+        def finetuned(seeds: Sequence[int]) -> Tuned:
+            return chosen.finetuned([(seed + 1) % num_seeds for seed in seeds])
+    else:
+
+        def finetuned(seeds: Sequence[int]) -> Tuned:
+            leaves, queries = chosen.finetuned(seeds)
+            numbers = np.asarray(seeds, np.int32)
+            return perturbed(
+                key_value(trained.params), leaves, numbers, config.metrics.seed
+            ), queries
+
+    params = trained.params
+    out = _compared(trained, name, params, demonstrations, finetuned, chunks, advance)
+    # No training token has a part in this change, so there is nothing to rank.
+    ranks = {
+        field: np.full_like(values, np.nan)
+        for field, values in out.similarity._asdict().items()
+        if field.startswith(("kendall", "recall"))
+    }
+    return out._replace(similarity=out.similarity._replace(**ranks))
+
+
+@functools.partial(jax.jit, static_argnames="seed")
+def perturbed(base: Params, finetuned: Params, numbers: jax.Array, seed: int) -> Params:
+    """Random weights as far from the base, matrix by matrix, as the finetuned ones.
+
+    Args:
+        base: key and value leaves [L, ...]; each layer's is one matrix (or bias).
+        finetuned: of R runs, [R, L, ...].
+        numbers: int32 [R], the seed's number of each.
+
+    Returns:
+        As `finetuned`: base plus Gaussian noise with the Frobenius norm of finetuned - base.
+    """
+    leaves, tree = jax.tree.flatten(base)
+    key = jax.random.key(seed)
+
+    def one(index: int, before: jax.Array, after: jax.Array, number: jax.Array) -> jax.Array:
+        drawn = jax.random.fold_in(jax.random.fold_in(key, number), index)
+        noise = jax.random.normal(drawn, before.shape, before.dtype)
+        axes = tuple(range(1, before.ndim))
+
+        def size(x: jax.Array) -> jax.Array:
+            return jnp.sqrt(jnp.sum(x**2, axes, keepdims=True))
+
+        return before + noise * size(after - before) / jnp.maximum(size(noise), 1e-30)
+
+    out = [
+        jax.vmap(functools.partial(one, i), in_axes=(None, 0, 0))(before, after, numbers)
+        for i, (before, after) in enumerate(zip(leaves, jax.tree.leaves(finetuned), strict=True))
+    ]
+    return jax.tree.unflatten(tree, out)
+
+
+def _compared(
+    trained: Trained,
+    name: str,
+    params: Params,
+    demonstrations: Demonstrations,
+    finetuned: Callable[[Sequence[int]], Tuned],
+    chunks: Chunks,
+    advance: Callable[[int], None],
+) -> Comparison:
+    kept = Kept(trained.programs, params, demonstrations, chunks)
+    return compare_settings(
+        trained.programs,
+        params,
+        finetuned,
+        demonstrations,
+        trained.queries,
+        committed_seeds_at_once(kept, f"{name}-compare-size"),
+        lambda batch, read: chunks.once(f"{name}-compare-{batch}", read),
+        advance,
+    )
 
 
 def first_batches(queries: Queries, num_examples: int) -> Queries:

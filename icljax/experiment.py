@@ -14,7 +14,7 @@ from icljax import checkpoints, controls, mixing, report, results, runtime, shar
 from icljax.chunks import Chunks
 from icljax.config import validate
 from icljax.grid import Kept, committed_seeds_at_once, finetune_grid
-from icljax.job import Job, prepare
+from icljax.job import Job, control_names, prepare
 from icljax.job import fingerprint as job_fingerprint
 from icljax.model import DecoderConfig, Params, init_params
 from icljax.programs import (
@@ -91,20 +91,24 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
                 advance,
             )
             best_seed = select_seed(programs, params, job, comparison, at_once, config)
-        untrained: dict[str, Comparison] = {}
-        if names := config.controls.weights:
+        compared: dict[str, Comparison] = {}
+        if names := control_names(config):
             queries = controls.first_batches(job.evaluation, config.controls.num_examples)
             total = len(names) * int(np.sum(queries.example >= 0)) * len(config.seeds)
-            params = controls.only_kept(params)
-            with stages.stage("controls", "the same on untrained models", total) as advance:
-                untrained = controls.compare_untrained(
-                    programs, params, decoder, job, queries, chosen, config, chunks, advance
-                )
+            trained = controls.Trained(programs, params, chosen, job, queries)
+            with stages.stage("controls", "the same on controls", total) as advance:
+                rest = (config, chunks, advance)
+                compared = controls.compare(trained, decoder, ("data", "update"), *rest)
+                # Models that were never trained come last: the trained weights make room for them.
+                params = controls.only_kept(params)
+                trained = trained._replace(params=params)
+                compared |= controls.compare(trained, decoder, ("model",), *rest)
 
         with stages.stage("report", "statistics, report and figures", 1):
             arrays = results.example_arrays(job, comparison)
-            summary = results.summarize(config, checkpoint, job, chosen, arrays, best_seed)
-            summary["controls"] = results.summarize_controls(config, job, untrained)
+            summary = results.summarize(
+                config, checkpoint, job, chosen, arrays, best_seed, compared
+            )
             summary["seconds"] = stages.seconds
             if runtime.is_first():
                 with workdir.writing(path):
@@ -170,7 +174,6 @@ def select_seed(
 
 def _read_states(programs: Programs, params: Params, job: Job, group: np.ndarray) -> np.ndarray:
     """ICL's answer log-probabilities [seeds, N, Y] on the selection examples."""
-    some = jax.tree.map(lambda x: np.asarray(x)[group], job.demonstrations)
-    states = encode_demonstrations(programs, params, some)
+    states = encode_demonstrations(programs, params, job.demonstrations, group).state
     score = functools.partial(programs.score_states, params, states)
     return read_all(score, job.selection, programs.mesh, lambda: None, by_row=True)

@@ -13,14 +13,29 @@ from ml_collections import ConfigDict
 
 from icljax import runtime, settings, sharding
 from icljax.chunks import Arrays, Chunks
+from icljax.compare import Similarity
 from icljax.errors import UserError
 from icljax.model import Params
-from icljax.programs import DATA, TRAINING_QUERIES, Programs, read_all
+from icljax.programs import DATA, TRAINING_QUERIES, Programs, encode_demonstrations, read_all
 from icljax.progress import Stages
 from icljax.prompts import Demonstrations, Queries
 
 Run = tuple[int, int]  # (seed index, learning rate index)
 Tuned = tuple[Params, jax.Array]  # a run's key and value leaves, and its training queries
+
+
+class Dose(NamedTuple):
+    """What every learning rate gives, on the selection examples; NaN where a run diverged.
+
+    Attributes:
+        correct: bool [R, rates, N].
+        by_example: field of `compare.Similarity` -> float32 [R, rates, N], mean over layers.
+        by_layer: the same -> float32 [R, rates, L], mean over examples (and heads, in both).
+    """
+
+    correct: np.ndarray
+    by_example: Arrays
+    by_layer: Arrays
 
 
 class Chosen(NamedTuple):
@@ -31,6 +46,7 @@ class Chosen(NamedTuple):
         rate_index: int [R], position in the learning rates.
         accuracy, nll: float [R, rates] on the selection examples (NaN: loss not finite).
         loss: float [R, rates], mean training loss over the steps.
+        dose: of the whole grid.
     """
 
     finetuned: Callable[[Sequence[int]], Tuned]
@@ -38,6 +54,7 @@ class Chosen(NamedTuple):
     accuracy: np.ndarray
     nll: np.ndarray
     loss: np.ndarray
+    dose: Dose
 
 
 def finetune_grid(
@@ -65,18 +82,20 @@ def finetune_grid(
     num_steps, num_batches = demonstrations.train.shape[1], selection.example.shape[0]
     total = len(runs) * (num_steps + num_batches)
     kept = Kept(programs, params, demonstrations, chunks)
+    pieces: list[Arrays] = []
     with stages.stage("finetune", f"finetune {len(runs)} runs, select rates", total) as advance:
 
         def judge(piece: list[Run], tuned: settings.Finetuned) -> tuple[Arrays, list[Run]]:
-            def score(batch: Queries) -> Any:
-                return programs.score(params, tuned.key_value, batch)
-
-            logprob = read_all(score, selection, programs.mesh, lambda: None)
+            read = reader(programs, params, demonstrations, piece, tuned, len(rates))
+            logprob, similarity = read_all(read, selection, programs.mesh, lambda: None)
             scores = _selection_scores(logprob[: len(piece)], labels, tuned.loss[: len(piece)])
-            return {"scores": scores}, list(_best_runs(piece, scores, table, best).values())
+            keep = list(_best_runs(piece, scores, table, best).values())
+            correct = logprob.argmax(-1) == labels
+            return {"scores": scores, "correct": correct, **_reduced(similarity)}, keep
 
         for piece, arrays in finetune_pieces(kept, params, runs, config, "finetune", judge):
             now = _best_runs(piece, arrays["scores"], table, best)
+            pieces.append({name: x[: len(piece)] for name, x in arrays.items() if name != "scores"})
             for (s, r), scores in zip(piece, arrays["scores"].T, strict=True):
                 table[:, s, r] = scores
             for s, run in now.items():
@@ -93,7 +112,66 @@ def finetune_grid(
             )
     chosen = [best[s] for s in range(num_seeds)]
     finetuned = functools.partial(kept.stacked, "finetune", chosen)
-    return Chosen(finetuned, np.asarray([r for _, r in chosen]), *table)
+    accuracy, nll, loss = table
+    dose = _dose(pieces, num_seeds, np.isfinite(accuracy))
+    return Chosen(finetuned, np.asarray([r for _, r in chosen]), accuracy, nll, loss, dose)
+
+
+def reader(
+    programs: Programs,
+    params: Params,
+    demonstrations: Demonstrations,
+    piece: list[Run],
+    tuned: settings.Finetuned,
+    num_rates: int,
+) -> Callable[[Queries], Any]:
+    """Reads a batch with every run of a piece: answer log-probabilities, similarities to ICL."""
+    at_once = tuned.loss.shape[0]
+    groups = seed_shares(at_once, programs.mesh.shape["data"], num_rates)
+    seeds = sorted({seed for seed, _ in piece})
+    numbers = [piece[min(i, len(piece) - 1)][0] for i in range(0, at_once, at_once // groups)]
+    # One shape, however many seeds the last piece is of.
+    filled = seeds + seeds[-1:] * (math.ceil(at_once / num_rates) - len(seeds))
+    there = encode_demonstrations(programs, params, demonstrations, filled)
+    places = np.asarray([seeds.index(number) for number in numbers], np.int32)
+    which, number = sharding.put((places, np.asarray(numbers, np.int32)), programs.mesh, DATA)
+    leaves = (tuned.key_value, tuned.queries)
+    return functools.partial(programs.score, params, there, which, number, leaves)
+
+
+def seed_shares(at_once: int, parts: int, num_rates: int) -> int:
+    """In how many equal shares of one seed each the runs of a piece fall, on `parts` devices."""
+    return parts * max(1, at_once // parts // num_rates)
+
+
+def _reduced(similarity: Similarity) -> Arrays:
+    """Means over layers and over examples of [runs, N, L] (and heads): a whole grid is large."""
+    out = {}
+    for name, values in similarity._asdict().items():
+        values = values if values.ndim == 3 else mean_of_finite(values, -1)
+        out[f"example/{name}"] = mean_of_finite(values, 2).astype(np.float32)
+        out[f"layer/{name}"] = mean_of_finite(values, 1).astype(np.float32)
+    return out
+
+
+def _dose(pieces: list[Arrays], num_seeds: int, finite: np.ndarray) -> Dose:
+    """Joins the pieces; a run without a finite loss (`finite` [R, rates]) is NaN throughout."""
+    whole = {k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}
+    whole = {k: x.reshape(num_seeds, -1, *x.shape[1:]) for k, x in whole.items()}
+
+    def part(prefix: str) -> Arrays:
+        found = {k.removeprefix(prefix): x for k, x in whole.items() if k.startswith(prefix)}
+        return {k: np.where(finite[..., None], x, np.nan) for k, x in found.items()}
+
+    return Dose(whole["correct"] & finite[..., None], part("example/"), part("layer/"))
+
+
+def mean_of_finite(values: np.ndarray, axis: int) -> np.ndarray:
+    """Mean over finite entries; NaN where there is none (without NumPy's warning)."""
+    finite = np.isfinite(values)
+    count = finite.sum(axis)
+    total = np.where(finite, values, 0).sum(axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _best_runs(
@@ -215,7 +293,8 @@ def runs_at_once(
 ) -> int:
     """How many runs are finetuned together: what fits in memory, in pieces of one size.
 
-    A deliberate over-estimate. Of each run: its leaves, their gradient and their update (float32),
+    A device's runs are those of whole seeds, or an equal share of one seed's (`seed_shares`). A
+    deliberate over-estimate. Of each run: its leaves, their gradient and their update (float32),
     the training queries, and the logits and layer inputs of a step with their gradients.
 
     Args:
@@ -232,11 +311,19 @@ def runs_at_once(
     mlp = params["layers"]["mlp"]["up"]["kernel"].shape[-1]
     _, steps, tokens = demonstrations.train.shape
     queries = steps * tokens * layers * heads * head_width
-    kept = tokens * (layers * (width if config.finetune.remat else 8 * width + 4 * mlp) + 3 * vocab)
+    deep = layers if config.finetune.method == "gd" else 1  # the others keep nothing of a layer
+    kept = tokens * (deep * (width if config.finetune.remat else 8 * width + 4 * mlp) + 3 * vocab)
     each = 4 * (3 * sum(x.size for x in leaves) // model + 2 * queries // model + kept)
     wanted = config.finetune.runs_at_once or data * max(1, (free or free_memory()) // each)
-    pieces = math.ceil(num_runs / min(wanted, num_runs))
-    return math.ceil(num_runs / pieces / data) * data
+    rates = max(1, num_runs // demonstrations.context.shape[0])  # of a seed
+    most = math.ceil(min(wanted, num_runs) / data)
+    fitting = [n for n in range(1, most + 1) if rates % n == 0 or n % rates == 0]
+
+    def cost(n: int) -> float:
+        """Runs, those that fill up the last piece too, and half of one for each piece."""
+        return math.ceil(num_runs / (n * data)) * (n + 0.5)
+
+    return min(fitting, key=cost) * data
 
 
 def seeds_at_once(
@@ -280,8 +367,8 @@ def _committed_number(chunks: Chunks, name: str, choose: Callable[[], int]) -> i
 
 
 def free_memory() -> int:
-    """Bytes a device may give to finetuning: half of what is free, on CPUs 1 GiB for all."""
+    """Bytes a device may give to finetuning: half of what is free, on CPUs 3 GiB for all."""
     stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
     if not stats or "bytes_limit" not in stats:
-        return (1 << 30) // jax.local_device_count()
+        return (3 << 30) // jax.local_device_count()
     return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) // 2

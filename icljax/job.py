@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from icljax import checkpoints, data, prompts, tasks
+from icljax.config import CONTROLS
 from icljax.prompts import Demonstrations, Encoder, Queries
 
 
@@ -21,6 +22,7 @@ class Job:
         dataset: where the examples come from.
         encoder: how they become tokens.
         demonstrations: of the R seeds.
+        changed: the same as each data control changes them, by its name.
         used: demonstrations that fitted, for each seed.
         selection, evaluation: batches of packed queries.
         selection_labels, labels: int32 [N], the place of each one's right candidate.
@@ -30,6 +32,7 @@ class Job:
     dataset: data.Dataset
     encoder: Encoder
     demonstrations: Demonstrations
+    changed: dict[str, Demonstrations]
     used: list[int]
     selection: Queries
     selection_labels: np.ndarray
@@ -63,11 +66,25 @@ def prepare(
 
     limit = config.prompt.max_length or checkpoint.config.context_length
     reserved = prompts.longest_query(queries + selection, config.record_position)
-    demonstrations = [
-        prompts.fit(demonstration_tokens(encoder, dataset.train, seed), encoder, reserved, limit)
-        for seed in drawn
-    ]
+    fit = functools.partial(prompts.fit, encoder=encoder, reserved=reserved, max_length=limit)
+    demonstrations = [fit(demonstration_tokens(encoder, dataset.train, rows)) for rows in drawn]
     used = [len(d) for d in demonstrations]
+    kept = [rows[:count] for rows, count in zip(drawn, used, strict=True)]
+    every = {"": demonstrations} | {
+        name: [
+            fit(change(encoder, dataset.train, rows, np.random.default_rng([seed, 1]), config))
+            for rows, seed in zip(kept, config.seeds, strict=True)
+        ]
+        for name, change in CHANGES.items()
+        if name in control_names(config)
+    }
+    # Laid out together, so that all have one shape and share the compiled programs.
+    laid_out = prompts.build_demonstrations([d for seeds in every.values() for d in seeds], encoder)
+    count = len(config.seeds)
+    by_name = {
+        name: jax.tree.map(lambda x, i=i: x[i * count : (i + 1) * count], laid_out)
+        for i, name in enumerate(every)
+    }
     if min(used) < config.num_demonstrations:
         note(
             f"Demonstrations used: {used} of {config.num_demonstrations} (what the data holds and "
@@ -82,7 +99,8 @@ def prepare(
     return Job(
         dataset=dataset,
         encoder=encoder,
-        demonstrations=prompts.build_demonstrations(demonstrations, encoder),
+        demonstrations=by_name.pop(""),
+        changed=by_name,
         used=used,
         selection=pack(selection),
         selection_labels=select_from.labels[selection_rows],
@@ -95,7 +113,8 @@ def prepare(
 def fingerprint(job: Job) -> str:
     """SHA-256 over all tokens and labels of the job, in hexadecimal."""
     digest = hashlib.sha256()
-    arrays = (job.demonstrations, job.selection, job.evaluation, job.selection_labels, job.labels)
+    labels = (job.selection_labels, job.labels)
+    arrays = (job.demonstrations, job.changed, job.selection, job.evaluation, labels)
     for x in jax.tree.leaves(arrays):
         digest.update(f"{x.dtype}{x.shape}".encode() + np.ascontiguousarray(x).tobytes())
     return digest.hexdigest()
@@ -125,6 +144,86 @@ def demonstration_tokens(encoder: Encoder, split: data.Split, rows: np.ndarray) 
     """Input and label tokens of each demonstration."""
     queries = encoder.queries(split, rows)
     return [q.demonstration(split.labels[row]) for q, row in zip(queries, rows, strict=True)]
+
+
+Change = Callable[
+    [Encoder, data.Split, np.ndarray, np.random.Generator, ConfigDict], list[list[int]]
+]
+
+
+def permuted_labels(
+    encoder: Encoder,
+    split: data.Split,
+    rows: np.ndarray,
+    rng: np.random.Generator,
+    config: ConfigDict,
+) -> list[list[int]]:
+    """Demonstrations that have exchanged their labels at random."""
+    queries, labels = encoder.queries(split, rows), rng.permutation(split.labels[rows])
+    # In multiple choice, one of few choices may be given the place of one of many.
+    return [
+        q.demonstration(label % len(q.candidates)) for q, label in zip(queries, labels, strict=True)
+    ]
+
+
+def other_answers(
+    encoder: Encoder,
+    split: data.Split,
+    rows: np.ndarray,
+    rng: np.random.Generator,
+    config: ConfigDict,
+) -> list[list[int]]:
+    """Demonstrations answered in the words of another task, each label by one word throughout."""
+    words = other_words(encoder.task, config.controls.answers_of)
+    answers = prompts.answer_tokens(encoder.tokenizer, encoder.task.template, words)
+    labels = split.labels[rows] % len(words)
+    return [
+        [*query.prompt, *answers[label]]
+        for query, label in zip(encoder.queries(split, rows), labels, strict=True)
+    ]
+
+
+def shuffled_tokens(
+    encoder: Encoder,
+    split: data.Split,
+    rows: np.ndarray,
+    rng: np.random.Generator,
+    config: ConfigDict,
+) -> list[list[int]]:
+    """Demonstrations with the tokens of their input in random order; the label stays last."""
+    return [
+        [*rng.permutation(query.prompt).tolist(), *query.candidates[label]]
+        for query, label in zip(encoder.queries(split, rows), split.labels[rows], strict=True)
+    ]
+
+
+CHANGES: dict[str, Change] = {
+    "permuted_labels": permuted_labels,
+    "other_answers": other_answers,
+    "shuffled_tokens": shuffled_tokens,
+}
+
+
+def other_words(task: tasks.Task, name: str) -> tuple[str, ...]:
+    """The answers of the task called `name`, or of one that has enough, and none in common.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    if name:
+        return tasks.get_task(name).answers
+    own = {answer.casefold() for answer in task.answers}
+    for other in ("agnews", "trec"):
+        words = tasks.TASKS[other].answers
+        if len(words) >= len(own) and not own & {word.casefold() for word in words}:
+            break
+    return words
+
+
+def control_names(config: ConfigDict) -> tuple[str, ...]:
+    """The controls that the config asks for, each once, in the order of `config.CONTROLS`."""
+    asked = config.controls.names
+    return tuple(name for name in CONTROLS if name in asked or "all" in asked)
 
 
 def batch_tokens(config: ConfigDict) -> int:

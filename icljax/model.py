@@ -342,8 +342,13 @@ class Block(nn.Module):
 
     config: DecoderConfig
 
+    def __call__(self, *args: Any) -> tuple[jax.Array, LayerOutput]:
+        """[B, S, D] -> [B, S, D], what the layer leaves; arguments of `streams`."""
+        _, x, left = self.streams(*args)
+        return x, left
+
     @nn.compact
-    def __call__(
+    def streams(
         self,
         x: jax.Array,
         layer: tuple[jax.Array, tuple[jax.Array, jax.Array, Memory | None] | None],
@@ -351,8 +356,8 @@ class Block(nn.Module):
         positions: jax.Array,
         past: Past,
         at: jax.Array | None,
-    ) -> tuple[jax.Array, LayerOutput]:
-        """[B, S, D] -> [B, S, D], what the layer leaves."""
+    ) -> tuple[jax.Array, jax.Array, LayerOutput]:
+        """[B, S, D] -> the sum with attention's output, the layer's output, what it leaves."""
         which, layer_state = layer
         prefix = None
         if layer_state is not None and valid is not None:
@@ -365,7 +370,7 @@ class Block(nn.Module):
         after = x + out
         if c.block != "shared_norm":
             normed = _norm(c, "mlp_norm")(after if c.block == "sequential" else x)
-        return after + Mlp(c, name="mlp")(normed), left
+        return after, after + Mlp(c, name="mlp")(normed), left
 
 
 class Decoder(nn.Module):
@@ -393,6 +398,16 @@ class Decoder(nn.Module):
         if not c.tied:
             self.unembed = nn.Dense(c.vocab_size, use_bias=c.unembed_bias, dtype=c.dtype)
 
+    def embedded(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """What enters the first layer: int32 [B, S] twice -> [B, S, D]."""
+        c = self.config
+        x = self.embed(tokens) * c.embed_scale
+        if c.positions == "learned":
+            x = x + self.embed_positions(positions + c.position_offset)
+        elif c.positions == "sinusoidal":
+            x = x + sinusoids(positions + c.position_offset, c.width).astype(x.dtype)
+        return x
+
     def hidden(
         self,
         tokens: jax.Array,
@@ -414,11 +429,7 @@ class Decoder(nn.Module):
             valid: bool [B, S], without a mask: tokens that leave something in the memory.
         """
         c = self.config
-        x = self.embed(tokens) * c.embed_scale
-        if c.positions == "learned":
-            x = x + self.embed_positions(positions + c.position_offset)
-        elif c.positions == "sinusoidal":
-            x = x + sinusoids(positions + c.position_offset, c.width).astype(x.dtype)
+        x = self.embedded(tokens, positions)
         start = 0 if state is None else state.length
         past = Past(positions - start + 1, mask, valid)
         which = jnp.arange(c.num_layers) % len(c.attention)
@@ -432,6 +443,10 @@ class Decoder(nn.Module):
         if self.config.tied:
             return self.embed.attend(hidden).astype(jnp.float32)
         return self.unembed(hidden).astype(jnp.float32)
+
+    def read_out(self, x: jax.Array) -> jax.Array:
+        """What some layer puts out, [..., D] -> float32 [..., V], as if it were the last one."""
+        return self.logits(self.final_norm(x))
 
     def __call__(
         self,

@@ -606,7 +606,7 @@ def _summary(report: Report) -> Iterator[str]:
         and held
         and all(row.total <= asked.topology.chip.memory for row in asked.rows if row not in held)
     ):
-        yield "Without the untrained models it fits: --config.controls.weights=()."
+        yield "Without the controls it fits: --config.controls.names=()."
     yield (
         f"Assumed: {MATRIX_SHARE:.0%} of the matrix rate, {MEMORY_SHARE:.0%} of the memory's and "
         f"{LINK_SHARE:.0%} of the links' published rates; {OPERATION_SECONDS * 1e6:.0f} us an "

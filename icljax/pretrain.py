@@ -397,7 +397,8 @@ def _reader(decoder: DecoderConfig, job: Job, mesh: Mesh) -> Callable[[Params], 
 
     def read(params: Params) -> dict[str, list[float]]:
         nothing = programs.encode(params, bos, jnp.ones(bos.shape, bool))
-        states = encode_demonstrations(programs, params, job.demonstrations)
+        seeds = range(len(job.demonstrations.context))
+        states = encode_demonstrations(programs, params, job.demonstrations, seeds).state
         return accuracies("zsl", params, nothing) | accuracies("icl", params, states)
 
     return read

@@ -36,6 +36,21 @@ class Programs(NamedTuple):
     mesh: Mesh
 
 
+class SeedTokens(NamedTuple):
+    """A seed's demonstrations, as a prompt leaves them and as finetuning sees them.
+
+    Attributes:
+        state: what the prompt leaves behind.
+        columns, example: int32 [C], as in `prompts.Demonstrations`.
+        update: float32 [L, G, V, K], dW_ICL.
+    """
+
+    state: State
+    columns: Array
+    example: Array
+    update: jax.Array
+
+
 class Comparison(NamedTuple):
     """What is kept of evaluated examples, NumPy.
 
@@ -91,24 +106,73 @@ def make_programs(
         longest = jnp.max(runs.train_length, 0)
 
         def local(params: Params, longest: Array, rates: Array, runs: Demonstrations) -> Any:
-            out = settings.finetune(trained, params, rates, runs.train, runs.train_length, longest)
+            examples = (runs.train, runs.train_length, longest)
+            out = settings.finetune(trained, params, rates, *examples, config.finetune.method)
             compared = jax.vmap(lambda q, index: q[:, index])(out.queries, runs.train_index)
             return out._replace(queries=compared)
 
         out = split(local, (P(), P(), DATA, DATA), DATA)(params, longest, rates, runs)
         return out._replace(loss=jax.lax.with_sharding_constraint(out.loss, whole))
 
-    def score(params: Params, leaves: Params, queries: Queries) -> jax.Array:
-        """Answer log-probabilities of finetuned runs: [runs, N, Y]."""
+    def against_seed(
+        params: Params,
+        zsl: settings.Records,
+        queries: Queries,
+        seed: SeedTokens,
+        index: jax.Array,
+        tuned: tuple[Params, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, Similarity]:
+        """ICL's log-probabilities on one seed, FT's and the similarity of each of its runs."""
+        icl = settings.read(model, params, seed.state, queries)
+        mask = settings.own_tokens(queries)
+        of_seed = jax.random.fold_in(jax.random.key(config.metrics.seed), index)
+        fold = functools.partial(jax.random.fold_in, of_seed)
+        keys = jax.vmap(fold)(queries.example.reshape(-1))
 
-        def local(params: Params, leaves: Params, queries: Queries) -> jax.Array:
-            def one(leaves: Params) -> jax.Array:
-                tuned = settings.with_key_value(params, leaves)
-                return settings.read(model, tuned, bos_state(tuned), queries).logprob
+        def one(run: tuple[Params, jax.Array]) -> tuple[jax.Array, Similarity]:
+            leaves, train_queries = run
+            tuned = settings.with_key_value(params, leaves)
+            ft = settings.read(model, tuned, bos_state(tuned), queries)
+            similarity = compare.similarity(
+                zsl,
+                icl,
+                ft,
+                TrainingTokens(seed.columns, seed.example, train_queries, seed.update),
+                mask,
+                keys,
+                fold(jnp.uint32(2**32 - 1)),
+                config.metrics.random_update,
+                num_demonstrations,
+            )
+            return ft.logprob, similarity
 
-            return jax.lax.map(one, leaves)
+        return icl.logprob, *_map(one, tuned)
 
-        return split(local, (P(), DATA, P()), DATA)(params, leaves, queries)
+    def score(
+        params: Params,
+        seeds: SeedTokens,
+        which: jax.Array,
+        numbers: jax.Array,
+        tuned: tuple[Params, jax.Array],
+        queries: Queries,
+    ) -> tuple[jax.Array, Similarity]:
+        """FT's answer log-probabilities [runs, N, Y] and similarities [runs, N, L].
+
+        Args:
+            seeds: with a leading axis over the seeds of these runs.
+            which: int32 [groups], a place in `seeds` for each equal share of the runs.
+            numbers: int32 [groups], that seed's place among all.
+        """
+        zsl = settings.read(model, params, bos_state(params), queries)
+
+        def group(inputs: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, Similarity]:
+            place, number, tuned = inputs
+            seed = jax.tree.map(lambda x: x[place], seeds)
+            return against_seed(params, zsl, queries, seed, number, tuned)[1:]
+
+        shares = jax.tree.map(lambda x: x.reshape(which.shape[0], -1, *x.shape[1:]), tuned)
+        out = _map(group, (which, numbers, shares))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
     def score_states(params: Params, states: State, queries: Queries) -> jax.Array:
         """The same of prompts: [states, N, Y]."""
@@ -130,43 +194,27 @@ def make_programs(
 
     def compare_batch(
         params: Params,
-        icl_states: State,
-        leaves: Params,
-        training: TrainingTokens,
+        seeds: SeedTokens,
+        tuned: tuple[Params, jax.Array],
         queries: Queries,
-        seed_index: jax.Array,
+        numbers: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Similarity]]:
         zsl = settings.read(model, params, bos_state(params), queries)
-        mask = settings.own_tokens(queries)
-        base = jax.random.key(config.metrics.seed)
 
         def one(inputs: tuple[Any, ...]) -> tuple[jax.Array, jax.Array, Similarity]:
-            icl_state, leaves, training, seed = inputs
-            icl = settings.read(model, params, icl_state, queries)
-            tuned = settings.with_key_value(params, leaves)
-            ft = settings.read(model, tuned, bos_state(tuned), queries)
-            fold = functools.partial(jax.random.fold_in, jax.random.fold_in(base, seed))
-            keys = jax.vmap(fold)(queries.example.reshape(-1))
-            similarity = compare.similarity(
-                zsl,
-                icl,
-                ft,
-                training,
-                mask,
-                keys,
-                fold(jnp.uint32(2**32 - 1)),
-                config.metrics.random_update,
-                num_demonstrations,
-            )
-            return icl.logprob, ft.logprob, similarity
+            seed, number, tuned = inputs
+            tuned = jax.tree.map(lambda x: x[None], tuned)
+            icl, *of_run = against_seed(params, zsl, queries, seed, number, tuned)
+            return icl, *jax.tree.map(lambda x: x[0], of_run)
 
-        return zsl.logprob, _map(one, (icl_states, leaves, training, seed_index))
+        return zsl.logprob, _map(one, (seeds, numbers, tuned))
 
-    by_row = split(compare_batch, (P(), P(), P(), P(), DATA, P()), (DATA, P(None, "data")))
+    by_run = split(score, (P(), P(), DATA, DATA, DATA, P()), DATA)
+    by_row = split(compare_batch, (P(), P(), P(), DATA, P()), (DATA, P(None, "data")))
     return Programs(
         encode=jax.jit(encode_all),
         finetune=jax.jit(finetune),
-        score=jax.jit(score, out_shardings=whole),
+        score=jax.jit(by_run, out_shardings=whole),
         score_states=jax.jit(score_states, out_shardings=whole),
         update=jax.jit(update),
         compare=jax.jit(by_row, out_shardings=whole),
@@ -200,11 +248,18 @@ def _pick(mesh: Mesh, tuned: settings.Finetuned, index: Array) -> tuple[Params, 
 
 
 def encode_demonstrations(
-    programs: Programs, params: Params, demonstrations: Demonstrations
-) -> State:
-    """The states that the demonstrations of every seed leave behind (leading axis R)."""
-    context = (demonstrations.context, demonstrations.context_valid)
-    return programs.encode(params, *sharding.put(context, programs.mesh))
+    programs: Programs,
+    params: Params,
+    demonstrations: Demonstrations,
+    seeds: Sequence[int] | np.ndarray,
+) -> SeedTokens:
+    """What the demonstrations of some seeds leave behind (leading axis over these seeds)."""
+    some = jax.tree.map(lambda x: np.asarray(x)[np.asarray(seeds)], demonstrations)
+    states = programs.encode(
+        params, *sharding.put((some.context, some.context_valid), programs.mesh)
+    )
+    columns, example = sharding.put((some.columns, some.example), programs.mesh)
+    return SeedTokens(states, columns, example, programs.update(states, columns, example >= 0))
 
 
 def slots_in_order(queries: Queries) -> tuple[np.ndarray, np.ndarray]:
@@ -229,13 +284,13 @@ def batches(queries: Queries, together: int = 1) -> list[Queries]:
 
 
 def read_all(
-    program: Callable[[Queries], jax.Array],
+    program: Callable[[Queries], Any],
     queries: Queries,
     mesh: Mesh,
     advance: Callable[[], None],
     by_row: bool = False,
-) -> np.ndarray:
-    """Answer log-probabilities [runs, N, Y] of every batch, in the order of the examples.
+) -> Any:
+    """What a program gives of every batch, [runs, N, ...], in the order of the examples.
 
     Args:
         by_row: whether the program splits the rows of a batch over the data axis.
@@ -243,10 +298,10 @@ def read_all(
     spec, together = (DATA, mesh.shape["data"]) if by_row else (P(), 1)
     collected = []
     for batch in batches(queries, together):
-        collected.append(np.asarray(program(sharding.put(batch, mesh, spec))))
+        collected.append(jax.tree.map(np.asarray, program(sharding.put(batch, mesh, spec))))
         advance()
     _, where = slots_in_order(queries)
-    return np.concatenate(collected, 1)[:, where]
+    return jax.tree.map(lambda *x: np.concatenate(x, 1)[:, where], *collected)
 
 
 def compare_settings(
@@ -268,13 +323,9 @@ def compare_settings(
     """
     mesh, num_seeds = programs.mesh, len(demonstrations.context)
 
-    def prepare(group: np.ndarray) -> tuple[State, Params, TrainingTokens]:
-        some = jax.tree.map(lambda x: np.asarray(x)[group], demonstrations)
-        states = encode_demonstrations(programs, params, some)
-        leaves, train_queries = finetuned(group.tolist())
-        columns, example = sharding.put((some.columns, some.example), mesh)
-        update = programs.update(states, columns, example >= 0)
-        return states, leaves, TrainingTokens(columns, example, train_queries, update)
+    def prepare(group: np.ndarray) -> tuple[SeedTokens, tuple[Params, jax.Array]]:
+        seeds = encode_demonstrations(programs, params, demonstrations, group)
+        return seeds, finetuned(group.tolist())
 
     def read(prepared: Callable[[], Any], group: np.ndarray, batch: Queries) -> Arrays:
         there, seeds = sharding.put(batch, mesh, DATA), sharding.put(group, mesh)

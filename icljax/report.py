@@ -3,25 +3,31 @@
 Shape glossary: R seeds, L layers (of the lists inside results.json).
 """
 
+import argparse
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from icljax import figures, workdir
+from icljax.errors import UserError
 from icljax.wording import (
     BASELINES,
+    CONTROL_KINDS,
     CONTROLS,
+    METHODS,
     SETTINGS,
     SIMILARITIES,
     Results,
     number,
     percent,
     rate,
+    signed,
 )
 
 UNDEFINED = "undefined: FT corrected nothing"
@@ -54,40 +60,75 @@ def _listed(values: Iterable[float | None], digits: int = 3, scale: float = 1) -
 
 
 def _with_interval(series: Results) -> str:
+    if series["mean"] is None:
+        return "-"
     return f"{number(series['mean'])} {_interval(series['interval'])}"
 
 
-def compared_with(results: Results, name: str) -> dict[str, Results]:
-    """What stands beside a similarity: its baselines, then the untrained models, by their names."""
-    found = {BASELINES.get(k, k): v for k, v in results[name].get("baselines", {}).items()}
+def _signed_interval(difference: Results, digits: int = 3, scale: float = 1) -> str:
+    if difference["mean"] is None:
+        return "-"
+    interval = ", ".join(signed(v, digits, scale) for v in difference["interval"])
+    return f"{signed(difference['mean'], digits, scale)} [{interval}]"
+
+
+class Compared(NamedTuple):
+    """What stands beside a similarity.
+
+    Attributes:
+        series: its own numbers.
+        difference: how far the similarity lies above it, on the same examples and seeds.
+    """
+
+    series: Results
+    difference: Results
+
+
+UNKNOWN: Results = {"mean": None, "interval": [None, None], "per_seed": []}
+
+
+def compared_with(results: Results, name: str) -> dict[str, Compared]:
+    """What stands beside a similarity: its baselines, then the controls, by their titles."""
+    differences = results.get("differences", {}).get(name, {})
+    found = {
+        BASELINES.get(k, k): Compared(series, differences.get(k, UNKNOWN))
+        for k, series in results[name].get("baselines", {}).items()
+    }
     for control, measured in results.get("controls", {}).items():
         if name in measured:
-            found[CONTROLS.get(control, control)] = measured[name]
+            difference = measured.get("difference", {}).get(name, UNKNOWN)
+            found[CONTROLS[control].title] = Compared(measured[name], difference)
     return found
 
 
-def verdict(series: Results, others: dict[str, Results]) -> str:
-    """Whether a similarity's interval lies wholly above those of all that it is compared with."""
-    low = series["interval"][0]
-    highs = {name: other["interval"][1] for name, other in others.items()}
-    reached = not_above(series, others)
+def verdict(others: dict[str, Compared]) -> str:
+    """Whether a similarity is above all that it is compared with (`not_above`)."""
+    reached = not_above(others)
     if reached:
         return f"not above: {', '.join(reached)}"
-    return "unknown" if not highs or low is None or None in highs.values() else "above"
+    lows = [other.difference["interval"][0] for other in others.values()]
+    return "unknown" if not lows or None in lows else "above"
 
 
-def not_above(series: Results, others: dict[str, Results]) -> list[str]:
-    """The names of those whose intervals a similarity's interval reaches or lies below."""
-    low = series["interval"][0]
-    highs = {name: other["interval"][1] for name, other in others.items()}
-    return [n for n, high in highs.items() if None not in (low, high) and low <= high]
+def not_above(others: dict[str, Compared]) -> list[str]:
+    """The names of those whose paired difference's interval is not wholly above 0."""
+    lows = {name: other.difference["interval"][0] for name, other in others.items()}
+    return [name for name, low in lows.items() if low is not None and low <= 0]
 
 
-def seeds_above(series: Results, others: dict[str, Results]) -> str:
+def seeds_above(others: dict[str, Compared]) -> str:
     """In how many seeds the similarity is above all that it is compared with."""
-    columns = [s["per_seed"] for s in (series, *others.values())]
+    columns = [other.difference["per_seed"] for other in others.values()]
     known = [row for row in zip(*columns, strict=False) if None not in row]
-    return f"{sum(row[0] > max(row[1:], default=np.inf) for row in known)} of {len(known)}"
+    return f"{sum(min(row) > 0 for row in known)} of {len(known)}"
+
+
+def direction(difference: Results) -> str:
+    """A paired difference in a word."""
+    low, high = difference["interval"]
+    if low is None or high is None:
+        return "unknown"
+    return "above" if low > 0 else "below" if high < 0 else "no clear difference"
 
 
 def rec2ftp_text(recall: Results) -> str:
@@ -113,14 +154,32 @@ def markdown(results: Results, figures: Iterable[str]) -> str:
         _title(results),
         _headline(results),
         _accuracy_section(results),
-        _image("accuracy.png", "Accuracy of ZSL, ICL and FT, raw and calibrated", figures),
+        _image("accuracy.png", "Accuracy of ZSL, ICL and FT beside the majority class", figures),
         _rec2ftp_section(results),
         _image("agreement.png", "Which settings are right, and how often two agree", figures),
         _guide(),
         _similarity_section(results),
-        _image("similarity.png", "SimAOU, SimAM, Kendall and SimAM-delta of each layer", figures),
-        _image("more_similarity.png", "Further similarities of each layer", figures),
+        _layers_text(results),
+        _image(
+            "similarity.png",
+            "SimAOU, SimAOU not normalised, SimAM and SimAM-delta of each layer, beside their "
+            "baselines, every control and the lowest and highest learning rate",
+            figures,
+        ),
+        _image(
+            "more_similarity.png",
+            "Kendall, SimUpdate and recall of each layer, beside the same",
+            figures,
+        ),
         _image("update.png", "dW_ICL and dW_FT: cosine of each head, share of the norm", figures),
+        _controls_section(results),
+        _dose_section(results),
+        _image(
+            "dose_response.png",
+            "Accuracy of FT and its similarity to ICL against learning rate, beside ZSL, ICL, the "
+            "random baseline and untrained models",
+            figures,
+        ),
         _selection_section(results),
         _image("selection.png", "Selection accuracy and loss against learning rate", figures),
         _setup_section(results),
@@ -160,10 +219,16 @@ def _title(results: Results) -> str:
 
 
 def _model_text(results: Results) -> str:
-    model = results["model"]
-    weights = CONTROLS.get(model["weights"], model["weights"] + " model")
-    attention = model.get("attention", "")
-    return f"{model['name']}, {weights}" + (f", attention {attention}" if attention else "")
+    model, method = results["model"], results.get("finetune", {}).get("method", "gd")
+    control = CONTROLS.get(model["weights"])
+    parts = [model["name"], control.title if control else f"{model['weights']} model"]
+    if model.get("attention"):
+        parts.append(f"attention {model['attention']}")
+    if method != "gd":
+        parts.append(f"finetuned by {METHODS[method]}")
+    if results.get("record_position", "answer") != "answer":
+        parts.append("recorded one token later, at the first label's token")
+    return ", ".join(parts)
 
 
 def _demonstrations_text(demonstrations: Results) -> str:
@@ -174,49 +239,89 @@ def _demonstrations_text(demonstrations: Results) -> str:
 
 
 def _headline(results: Results) -> str:
-    accuracy, calibrated = results["accuracy"], results["accuracy_calibrated"]
-    majority = f"majority {percent(accuracy['majority'])} %"
-    rows: list[Sequence[str]] = [
-        [f"Accuracy {label}, % (calibrated)", _shares(accuracy[s], calibrated[s]), majority, ""]
-        for s, label in SETTINGS.items()
-    ]
+    rows = _accuracy_rows(results)
     rows.append(["Rec2FTP", rec2ftp_text(results["rec2ftp"]), "both counts", ""])
-    for name in ("sim_aou", "sim_am", "sim_am_delta", "kendall", "sim_update"):
-        if name in results:
-            others = compared_with(results, name)
-            beside = "<br>".join(f"{k} {_with_interval(v)}" for k, v in others.items())
-            verdict_text = verdict(results[name], others)
-            rows.append(
-                [SIMILARITIES[name].title, _with_interval(results[name]), beside, verdict_text]
-            )
-    table = _table(["", "measured", "to compare with", "above or not"], rows)
-    return f"## In short\n\n{table}\n\n{_best_seed_text(results)}{_intervals_text()}"
+    for name in (n for n in COLUMNS if n in results):
+        others = compared_with(results, name)
+        beside = [
+            f"{k} {number(other.series['mean'])}: {_signed_interval(other.difference)}"
+            for k, other in others.items()
+            if k in _IN_SHORT
+        ]
+        title = SIMILARITIES[name].title
+        rows.append([title, _with_interval(results[name]), "<br>".join(beside), verdict(others)])
+    table = _table(["", "measured", "beside it (paired difference)", "above or not"], rows)
+    parts = (_best_seed_text(results), _selected_text(results), _intervals_text())
+    return f"## In short\n\n{table}\n\n{' '.join(filter(None, parts))}"
 
 
-def _shares(raw: Results, calibrated: Results) -> str:
-    return f"{percent(raw['mean'])} ({percent(calibrated['mean'])})"
+# The similarities that tables of many columns show; the report's other tables show all.
+COLUMNS = (
+    "sim_aou",
+    "sim_aou_unnormalized",
+    "sim_am",
+    "sim_am_delta",
+    "kendall",
+    "sim_update",
+)
+_IN_SHORT = {*BASELINES.values(), CONTROLS["untrained"].title}
+
+
+def _accuracy_rows(results: Results) -> list[Sequence[str]]:
+    accuracy, calibrated = results["accuracy"], results["accuracy_calibrated"]
+    differences = results.get("differences", {}).get("accuracy", {})
+    rows: list[Sequence[str]] = []
+    for setting, label in SETTINGS.items():
+        share = accuracy[setting]
+        text = f"{percent(share['mean'])} {_interval(share['interval'], 1, 100)}"
+        text += f" ({percent(calibrated[setting]['mean'])})" if calibrated else ""
+        difference = differences.get(f"{setting}_zsl", UNKNOWN)
+        beside = f"majority {percent(accuracy['majority'])}"
+        if setting != "zsl":
+            beside = f"ZSL {percent(accuracy['zsl']['mean'])}: "
+            beside += f"{_signed_interval(difference, 1, 100)} points"
+        word = "" if setting == "zsl" else direction(difference)
+        rows.append(
+            [f"Accuracy {label}, %{' (calibrated)' if calibrated else ''}", text, beside, word]
+        )
+    return rows
 
 
 def _best_seed_text(results: Results) -> str:
     return (
-        "**Best of seeds, as in the paper: optimistic.** "
+        "**Best of seeds, as in the paper: optimistic.**"
         if results["selection"].get("best_seed")
         else ""
     )
 
 
+def _selected_text(results: Results) -> str:
+    """What FT's numbers owe to a selection."""
+    s = results["selection"]
+    return (
+        f"FT's learning rate of each seed ({', '.join(rate(r) for r in s['learning_rate'])}) was "
+        f"selected on {s['num_examples']:,} examples: {s['selected_on']}."
+    )
+
+
 def _intervals_text() -> str:
     return (
-        "Intervals are 95 % percentile bootstrap over examples (seeds averaged first); spread = "
-        "standard deviation over seeds. *Above* means that the whole interval lies above the "
-        "intervals of everything that it is compared with; intervals say nothing about other seeds."
+        "Intervals are 95 % percentile bootstrap: each resample draws seeds and, within them, "
+        "examples (for ZSL and for a single seed, examples alone). With fewer than about five "
+        "seeds they are a rough guess, and too narrow. Differences are paired: taken on the same "
+        "examples and seeds, in the same resamples. *Above* means that the interval of every "
+        "difference, to each baseline and to each control, lies wholly above 0; *not above* that "
+        "this is not shown, which is not to say that they are equal. Spread = standard deviation "
+        "over seeds."
     )
 
 
 def _accuracy_section(results: Results) -> str:
     seeds = ", ".join(map(str, seed_numbers(results)))
+    kinds = {"accuracy": "raw", "accuracy_calibrated": "calibrated"}
+    kinds = {key: kind for key, kind in kinds.items() if results[key]}
     rows = []
-    for key, kind in (("accuracy", "raw"), ("accuracy_calibrated", "calibrated")):
+    for key, kind in kinds.items():
         rows += [[label, kind, *_accuracy_cells(results[key][s])] for s, label in SETTINGS.items()]
         majority = results[key]["majority"]
         rows.append(["majority class", kind, percent(majority), "-", "-", "-"])
@@ -225,9 +330,25 @@ def _accuracy_section(results: Results) -> str:
         "Calibrated: each answer's mean log-probability over the evaluated examples is subtracted "
         "before the best answer is taken (batch calibration). This is transductive: it uses the "
         "other evaluated examples, though not their labels, and stands beside the raw accuracy, "
-        "not in its place."
+        "not in its place. Its intervals leave the subtracted means as they are."
+        if results["accuracy_calibrated"]
+        else "Every example has its own candidates, so that there is nothing to calibrate with."
     )
-    return f"## Accuracy\n\n{_table(header, rows)}\n\n{note}"
+    tables = _table(header, rows), _accuracy_differences(results, kinds)
+    return "\n\n".join(["## Accuracy", _selected_text(results), *tables, note])
+
+
+def _accuracy_differences(results: Results, kinds: dict[str, str]) -> str:
+    differences = results.get("differences", {})
+    rows = []
+    for pair in ("icl_zsl", "ft_zsl", "icl_ft"):
+        title = " - ".join(SETTINGS[setting] for setting in pair.split("_"))
+        of_pair = [differences.get(key, {}).get(pair, UNKNOWN) for key in kinds]
+        cells = [_signed_interval(d, 1, 100) for d in of_pair]
+        rows.append([title, *cells, direction(of_pair[0])])
+    points = (f"{kind}, points" for kind in kinds.values())
+    header = ["paired difference", *points, "raw: clear or not"]
+    return _table(header, rows)
 
 
 def _accuracy_cells(share: Results) -> list[str]:
@@ -264,19 +385,20 @@ def _similarity_section(results: Results) -> str:
     names = [n for n in SIMILARITIES if n in results]
     header = ["similarity", "mean", "95 % interval", "spread", "each seed", "f2t"]
     rows = [[SIMILARITIES[n].title, *_series_cells(results[n])] for n in names]
-    header2 = ["similarity", "baseline", "untrained controls", "above or not", "seeds above all"]
+    header2 = ["similarity", "baseline", "minus baseline", "above or not", "seeds above all"]
     rows2 = [[SIMILARITIES[n].title, *_comparison_cells(results, n)] for n in names]
     f2t = results["f2t"]
     note = (
-        "Means over examples and layers. f2t: the mean over those cases where ZSL is wrong and FT "
-        f"and ICL are right ({f2t['count']:,} of {f2t['of']:,}, seeds x examples)."
+        f"Means over examples and layers. {_selected_text(results)} f2t: the mean over those cases "
+        "where ZSL is wrong and FT and ICL are right "
+        f"({f2t['count']:,} of {f2t['of']:,}, seeds x examples)."
     )
-    parts = [
-        f"{note}\n\n{_table(header, rows)}",
-        f"{_controls_text(results)}\n\n{_table(header2, rows2)}",
-        "\n".join(filter(None, (_plain_verdict(results, n) for n in names))),
-    ]
-    return "\n\n".join(p for p in parts if p)
+    beside = (
+        "Beside its baseline and the controls (below), by paired differences:"
+        if results.get("controls")
+        else "No control was measured: the similarities stand beside baselines only."
+    )
+    return f"{note}\n\n{_table(header, rows)}\n\n{beside}\n\n{_table(header2, rows2)}"
 
 
 def _series_cells(series: Results) -> list[str]:
@@ -285,40 +407,156 @@ def _series_cells(series: Results) -> list[str]:
         _interval(series["interval"]),
         number(series.get("seed_std")),
         _listed(series["per_seed"]),
-        number(series.get("f2t")),
+        f"{number(series.get('f2t'))} {_interval(series.get('f2t_interval', (None, None)))}",
     ]
 
 
 def _comparison_cells(results: Results, name: str) -> list[str]:
     others = compared_with(results, name)
-    baselines = set(BASELINES.values())
-    texts: dict[bool, list[str]] = {True: [], False: []}
-    for label, series in others.items():
-        texts[label in baselines].append(f"{label} {_with_interval(series)}")
-    cells = ["<br>".join(texts[is_baseline]) or "-" for is_baseline in (True, False)]
-    return [*cells, verdict(results[name], others), seeds_above(results[name], others)]
+    baselines = {k: other for k, other in others.items() if k in BASELINES.values()}
+    return [
+        "<br>".join(f"{k} {_with_interval(other.series)}" for k, other in baselines.items()),
+        "<br>".join(_signed_interval(other.difference) for other in baselines.values()),
+        verdict(others),
+        seeds_above(others),
+    ]
 
 
-def _controls_text(results: Results) -> str:
+def _layers_text(results: Results) -> str:
+    """What the figures by layer show, and on which examples."""
+    parts = [f"By layer: this job, on the {results['data']['evaluated']:,} evaluated examples"]
+    if controls := results.get("controls"):
+        counts = sorted({c["evaluated"] for c in controls.values()})
+        parts.append(f"its controls, on {' or '.join(map(str, counts))} of these")
+    if dose := results.get("dose_response"):
+        parts.append(
+            "the same model finetuned at the lowest and at the highest learning rate at which all "
+            f"seeds converged, on {dose['examples']:,} examples ({dose['measured_on']})"
+        )
+    return "; ".join(parts) + "."
+
+
+def _controls_section(results: Results) -> str:
     controls = results.get("controls", {})
     if not controls:
-        return "No untrained model was measured: the similarities stand beside baselines only."
-    counts = sorted({c["evaluated"] for c in controls.values()})
+        return ""
+    names = [n for n in COLUMNS if n in results]
+    header = ["", "examples", "ICL, %", "FT, %", *(SIMILARITIES[n].title for n in names)]
+    own = [percent(results["accuracy"][s]["mean"]) for s in ("icl", "ft")]
+    similarities = [number(results[n]["mean"]) for n in names]
+    rows = [["**this job**", results["data"]["evaluated"], *own, *similarities]]
+    for kind, title in CONTROL_KINDS.items():
+        of_kind = {k: c for k, c in controls.items() if c["kind"] == kind}
+        if of_kind:
+            rows.append([f"*{title}*", *[""] * (len(header) - 1)])
+        rows += [[CONTROLS[k].title, *_control_cells(c, names)] for k, c in of_kind.items()]
+    intro = (
+        "The same comparison where nothing, or nothing true, was learned, on some of the evaluated "
+        "examples. In each cell, under the control's own number: this job minus the control on the "
+        "same examples and seeds, with its interval; **bold** where a similarity is not above the "
+        "control. Controls that are finetuned anew take each seed's learning rate from this job. "
+        f"{_selected_text(results)}"
+    )
+    guides = "\n".join(f"- **{CONTROLS[k].title}**: {CONTROLS[k].guide}" for k in controls)
+    return f"## Controls\n\n{intro}\n\n{_table(header, rows)}\n\n{guides}"
+
+
+def _control_cells(control: Results, names: Sequence[str]) -> list[str]:
+    cells = [str(control["evaluated"])]
+    differences = control.get("difference", {})
+    for setting in ("icl", "ft"):
+        difference = differences.get(f"accuracy_{setting}", UNKNOWN)
+        mean = percent(control["accuracy"][setting]["mean"])
+        cells.append(f"{mean}<br>{_signed_interval(difference, 1, 100)}")
+    for name in names:
+        difference = differences.get(name, UNKNOWN)
+        low = difference["interval"][0]
+        text = _signed_interval(difference)
+        text = f"**{text}**" if low is not None and low <= 0 else text
+        cells.append(f"{number(control[name]['mean'])}<br>{text}" if name in control else "-")
+    return cells
+
+
+def _dose_section(results: Results) -> str:
+    dose = results.get("dose_response")
+    if not dose:
+        return ""
+    names = [n for n in COLUMNS if n in dose["similarity"]]
+    header = ["learning rate", "chosen for", "FT accuracy, %", "training loss"]
+    rows = []
+    for i in sorted(range(len(dose["learning_rates"])), key=dose["learning_rates"].__getitem__):
+        accuracy, loss = dose["accuracy"][i], dose["training_loss"][i]["mean"]
+        cells = [f"{percent(accuracy['mean'])} {_interval(accuracy['interval'], 1, 100)}"]
+        if dose["diverged"][i]:
+            cells = [f"{dose['diverged'][i]} of {len(accuracy['per_seed'])} seeds diverged"]
+        cells += [number(loss, 2), *(_with_interval(dose["similarity"][n][i]) for n in names)]
+        at = dose["learning_rates"][i]
+        count = results["selection"]["learning_rate"].count(at)
+        rows.append([rate(at), f"{count} seeds" if count != 1 else "1 seed", *cells])
+    note = (
+        "What every learning rate gives, not the chosen ones alone: a similarity that is higher "
+        "where finetuning has destroyed the model says nothing about useful finetuning. Measured "
+        f"on {dose['examples']:,} examples ({dose['measured_on']}), on which the rates were "
+        "chosen as well: accuracies at a chosen rate are optimistic here."
+    )
+    table = _table([*header, *(SIMILARITIES[n].title for n in names)], rows)
+    title = "## Similarity against learning rate (dose response)"
+    sentences = " ".join(filter(None, (dose_sentence(results, "sim_aou"), _dose_count(results))))
+    return "\n\n".join(filter(None, (title, note, sentences, table)))
+
+
+def _dose_places(results: Results, name: str) -> tuple[int, int, list[int]] | None:
+    """Places of the rates with the highest similarity and the best accuracy, and of all compared.
+
+    None where fewer than two rates have both numbers.
+    """
+    dose = results.get("dose_response", {})
+    pairs = zip(dose.get("accuracy", ()), dose.get("similarity", {}).get(name, ()), strict=False)
+    known = {i: both for i, both in enumerate(pairs) if None not in [x["mean"] for x in both]}
+    if len(known) < 2:
+        return None
+    best = max(known, key=lambda i: known[i][0]["mean"])
+    return max(known, key=lambda i: known[i][1]["mean"]), best, list(known)
+
+
+def _dose_count(results: Results) -> str:
+    """For how many similarities the highest is not at finetuning's best rate."""
+    found = [p for p in (_dose_places(results, n) for n in SIMILARITIES if n in results) if p]
+    accuracy = results["dose_response"]["accuracy"]
+    elsewhere = [top for top, best, _ in found if accuracy[top]["mean"] < accuracy[best]["mean"]]
+    if not found:
+        return ""
     return (
-        "The untrained controls are the same comparison on models that never learned anything "
-        f"({' or '.join(map(str, counts))} of the evaluated examples): a similarity that is not "
-        "above them is no evidence that learning made ICL behave like finetuning."
+        f"Of {len(found)} similarities, {len(elsewhere)} are highest at a learning rate at which "
+        "FT's accuracy is below its best."
     )
 
 
-def _plain_verdict(results: Results, name: str) -> str:
-    """A sentence where a similarity is not above something that it is compared with."""
-    others = compared_with(results, name)
-    reached = [f"{n} ({_with_interval(others[n])})" for n in not_above(results[name], others)]
-    if not reached:
+def dose_sentence(results: Results, name: str) -> str:
+    """Where a similarity is highest over the learning rates, and how good finetuning is there."""
+    places = _dose_places(results, name)
+    if places is None:
         return ""
-    own = f"**{SIMILARITIES[name].title}**, {_with_interval(results[name])}"
-    return f"- {own}, is **not above** {' or '.join(reached)}."
+    top, best, compared = places
+    dose = results["dose_response"]
+    rates, curve = dose["learning_rates"], dose["similarity"][name]
+    means = {i: dose["accuracy"][i]["mean"] for i in compared}
+    accuracy = {
+        i: f"{percent(means[i])} % {_interval(dose['accuracy'][i]['interval'], 1, 100)}"
+        for i in compared
+    }
+    at_top = (
+        f"{SIMILARITIES[name].title} is highest at learning rate {rate(rates[top])} "
+        f"({_with_interval(curve[top])}), where FT's accuracy is {accuracy[top]}"
+    )
+    if means[top] == means[best]:
+        return f"{at_top}: **the best of all rates**."
+    worst = means[top] == min(means.values())
+    where = "**highest where finetuning is worst**" if worst else "**not where finetuning is best**"
+    return (
+        f"{at_top}: {where}. At FT's best rate, {rate(rates[best])} ({accuracy[best]}), it is "
+        f"{_with_interval(curve[best])}."
+    )
 
 
 def _guide() -> str:
@@ -349,7 +587,7 @@ def _seed_text(results: Results) -> str:
     if not best:
         return "Seeds were not selected: all are reported."
     return (
-        f"{_best_seed_text(results)}Only seed {best['seed']} is reported, the one with the best "
+        f"{_best_seed_text(results)} Only seed {best['seed']} is reported, the one with the best "
         f"ICL accuracy on these examples ({_listed(best['icl_accuracy'], 1, 100)} % for seeds "
         f"{', '.join(map(str, results['config']['seeds']))})."
     )
@@ -364,7 +602,7 @@ def _setup_section(results: Results) -> str:
         ["evaluated", f"{data['evaluated']:,} of {data['validation_examples']:,} examples"],
         ["model", f"{_model_text(results)} (fingerprint `{results['model']['fingerprint']}`)"],
         ["demonstrations", _used_text(results)],
-        ["answers", ", ".join(results["answers"])],
+        ["answers", ", ".join(results["answers"]) or "each example's own candidates"],
         ["versions", versions],
         ["device", f"{device['count']} x {device['kind']} ({device['platform']})"],
         ["seconds", _seconds_text(results["seconds"], 1)],
@@ -420,8 +658,8 @@ def show(results: Results, path: Path, console: Console) -> None:
     if results.get("stand_in"):
         warning = f"STAND-IN DATA, not what was asked for: {results['stand_in']}"
         console.print(Text(warning, "bold white on red"), width=width)
-    selection = results["selection"]
     lines = [
+        Text(f"{results['task'].upper()}: {_model_text(results)}", "bold"),
         _accuracy_table(results),
         "",
         _rec2ftp_line(results["rec2ftp"]),
@@ -429,12 +667,12 @@ def show(results: Results, path: Path, console: Console) -> None:
         _similarity_table(results),
         Text(
             "baseline: random in FT's place (SimAM: before finetuning; SimUpdate: random in ICL's "
-            "place); above: of all these",
+            "place); above: this and all controls, by the paired difference's interval",
             "dim",
         ),
         "",
-        f"Learning rates {', '.join(rate(r) for r in selection['learning_rate'])} selected on "
-        f"{selection['num_examples']:,} examples: {selection['selected_on']}",
+        *filter(None, [dose_sentence(results, "sim_aou").replace("**", "")]),
+        _selected_text(results),
         _seed_text(results).replace("**", ""),
         f"Seconds: {_seconds_text(results['seconds'], 0)}",
     ]
@@ -453,24 +691,17 @@ def _rec2ftp_line(recall: Results) -> str:
     )
 
 
-def _console_table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+def _console_table(columns: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", header_style="dim")
     return table
 
 
 def _accuracy_table(results: Results) -> Table:
-    title = f"{results['task'].upper()}: {_model_text(results)}"
-    table = _console_table(title, ("accuracy, %", *SETTINGS.values(), "majority"))
-    for key, name in (("accuracy", "raw"), ("accuracy_calibrated", "calibrated")):
+    table = _console_table(("accuracy, %", *SETTINGS.values(), "majority"))
+    kinds = (("accuracy", "raw"), ("accuracy_calibrated", "calibrated"))
+    for key, name in (kind for kind in kinds if results[kind[0]]):
         shares = [_spread_text(results[key][s]) for s in SETTINGS]
         table.add_row(name, *shares, percent(results[key]["majority"]))
     return table
@@ -482,22 +713,55 @@ def _spread_text(share: Results) -> str:
 
 
 def _similarity_table(results: Results) -> Table:
-    controls = results.get("controls", {})
-    short = (_CONSOLE_CONTROLS.get(name, name) for name in controls)
-    columns = ("", "mean [95 %]", "baseline", *short, "above")
-    table = _console_table("Similarity of ICL and FT", columns)
+    columns = ("similarity of ICL and FT", "mean [95 %]", "baseline", "highest control", "above")
+    table = _console_table(columns)
     for name in (n for n in SIMILARITIES if n in results):
         baselines = results[name].get("baselines", {}).values()
         cells = [
             SIMILARITIES[name].title,
             _with_interval(results[name]),
             ", ".join(number(b["mean"]) for b in baselines),
-            *(number(c.get(name, {}).get("mean")) for c in controls.values()),
-            _VERDICTS[verdict(results[name], compared_with(results, name)).split(":")[0]],
+            _highest_control(results, name),
+            _VERDICTS[verdict(compared_with(results, name)).split(":")[0]],
         ]
         table.add_row(*cells)
     return table
 
 
-_CONSOLE_CONTROLS = {"untrained": "untrained", "untrained_keep_embeddings": "emb. kept"}
+def _highest_control(results: Results, name: str) -> str:
+    controls = results.get("controls", {}).items()
+    means = {k: c[name]["mean"] for k, c in controls if name in c}
+    known = {k: mean for k, mean in means.items() if mean is not None}
+    if not known:
+        return "-"
+    highest = max(known, key=known.__getitem__)
+    return f"{CONTROLS[highest].short} {number(known[highest])}"
+
+
 _VERDICTS = {"above": "yes", "not above": "no", "unknown": "?"}
+
+
+# ------------------------------------------------------------------------------------ many jobs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Merges the results of many jobs into one report (see `icljax.page`); the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m icljax.report", description=main.__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="holds results")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="for the report; default: the first"
+    )
+    given = parser.parse_args(argv)
+    from icljax import page  # a report of one job does without it
+
+    try:
+        for file in page.write(given.folders, given.out or given.folders[0]):
+            print(file)
+    except UserError as e:
+        print(f"icljax: error: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

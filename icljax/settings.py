@@ -15,9 +15,12 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from icljax.errors import UserError
+from icljax.mixing import Past
 from icljax.model import (
     Array,
     AttentionRecord,
+    Block,
     Decoder,
     Hidden,
     Params,
@@ -26,6 +29,7 @@ from icljax.model import (
 )
 from icljax.prompts import Queries
 
+METHODS = ("gd", "lcgd", "lcgd_attention")  # of `finetune`
 # Places whose logits over the whole vocabulary are in memory together.
 LOGITS_AT_ONCE = 512
 
@@ -185,16 +189,51 @@ def example_loss(
     Returns:
         (loss [], query vectors [L, U, H * K]).
     """
-    index = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-    valid = index < length  # what follows a token changes nothing for it, so no mask is needed
-    out = forward(model, params, tokens[None], index[None], None, None, index[None])
-    logits = unembed(model, params, out.hidden[0, :-1])
-    target = jnp.take_along_axis(logits, tokens[1:, None], -1)[:, 0]
-    weight = valid[1:].astype(jnp.float32)
-    nll = (jax.nn.logsumexp(logits, -1) - target) * weight
+    index = jnp.arange(tokens.shape[0], dtype=jnp.int32)[None]
+    out = forward(model, params, tokens[None], index, None, None, index)
     assert out.record is not None  # `at` was given
     queries = out.record.query[:, 0].reshape(out.record.query.shape[0], tokens.shape[0], -1)
-    return jnp.sum(nll) / jnp.maximum(jnp.sum(weight), 1.0), queries
+    return _token_loss(unembed(model, params, out.hidden[0, :-1]), tokens, length), queries
+
+
+def _token_loss(logits: jax.Array, tokens: jax.Array, length: jax.Array) -> jax.Array:
+    """Mean of -log p over an example's predicted tokens: [U - 1, V], [U], [] -> []."""
+    # What follows a token changes nothing for it, so that padding needs no mask but this one.
+    valid = jnp.arange(1, tokens.shape[0]) < length
+    target = jnp.take_along_axis(logits, tokens[1:, None], -1)[:, 0]
+    weight = valid.astype(jnp.float32)
+    nll = (jax.nn.logsumexp(logits, -1) - target) * weight
+    return jnp.sum(nll) / jnp.maximum(jnp.sum(weight), 1.0)
+
+
+def gradients(
+    model: Decoder,
+    params: Params,
+    leaves: Params,
+    tokens: jax.Array,
+    length: jax.Array,
+    method: str = "gd",
+) -> tuple[Params, jax.Array, jax.Array]:
+    """What one training example changes.
+
+    Only `leaves` are differentiated; gradients elsewhere are never computed.
+
+    Args:
+        leaves: as `key_value(params)`, in whose place they stand.
+        tokens, length: as in `example_loss`.
+        method: one of `METHODS`.
+
+    Returns:
+        (gradients as `leaves`, the model's loss [], query vectors [L, U, H * K]).
+    """
+    if method != "gd":
+        return layer_gradients(model, params, leaves, tokens, length, method == "lcgd_attention")
+
+    def loss_fn(leaves: Params) -> tuple[jax.Array, jax.Array]:
+        return example_loss(model, with_key_value(params, leaves), tokens, length)
+
+    (loss, queries), gradient = jax.value_and_grad(loss_fn, has_aux=True)(leaves)
+    return gradient, loss, queries
 
 
 def sgd_step(
@@ -204,17 +243,58 @@ def sgd_step(
     learning_rate: jax.Array,
     tokens: jax.Array,
     length: jax.Array,
+    method: str = "gd",
 ) -> tuple[Params, jax.Array, jax.Array]:
-    """One step of plain SGD on key and value leaves; (new leaves, loss [], queries [L, U, H * K]).
-
-    Only `leaves` are differentiated; gradients elsewhere are never computed.
-    """
-
-    def loss_fn(leaves: Params) -> tuple[jax.Array, jax.Array]:
-        return example_loss(model, with_key_value(params, leaves), tokens, length)
-
-    (loss, queries), gradient = jax.value_and_grad(loss_fn, has_aux=True)(leaves)
+    """One step of plain SGD on key and value leaves: as `gradients`, the new leaves first."""
+    gradient, loss, queries = gradients(model, params, leaves, tokens, length, method)
     return jax.tree.map(lambda w, g: w - learning_rate * g, leaves, gradient), loss, queries
+
+
+def layer_gradients(
+    model: Decoder,
+    params: Params,
+    leaves: Params,
+    tokens: jax.Array,
+    length: jax.Array,
+    after_attention: bool,
+) -> tuple[Params, jax.Array, jax.Array]:
+    """Layer-causal gradients (Deutch et al. 2024): every layer learns from its own read-out only.
+
+    A layer's loss is that of `example_loss`, had the model ended there; no gradient passes its
+    input. So one scan forwards does it all and keeps nothing of a layer but its gradient.
+
+    Args:
+        after_attention: read out what attention adds to the residual stream, before the MLP of a
+            sequential block, without that of a parallel one.
+
+    Returns:
+        As `gradients`.
+    """
+    config, variables = model.config, {"params": params}
+    index = jnp.arange(tokens.shape[0], dtype=jnp.int32)[None]
+    past = Past(index + 1, None, None)
+
+    def loss_of(x: jax.Array) -> jax.Array:
+        logits = model.apply(variables, x[0, :-1], method="read_out")
+        return _token_loss(cast(jax.Array, logits), tokens, length)
+
+    def layer(x: jax.Array, inputs: tuple[jax.Array, Params, Params]) -> Any:
+        which, weights, leaves = inputs
+
+        def loss_fn(leaves: Params) -> tuple[jax.Array, Any]:
+            own = with_key_value({"layers": weights}, leaves)["layers"]
+            args = (x, (which, None), None, index, past, index)
+            streams: Any = Block(config).apply({"params": own}, *args, method="streams")
+            after, out, left = streams
+            return loss_of(after if after_attention else out), (out, left.record.query[0])
+
+        gradient, (out, queries) = jax.grad(loss_fn, has_aux=True)(leaves)
+        return out, (gradient, queries.reshape(queries.shape[0], -1))
+
+    start = cast(jax.Array, model.apply(variables, tokens[None], index, method="embedded"))
+    which = jnp.arange(config.num_layers) % len(config.attention)
+    x, (gradient, queries) = jax.lax.scan(layer, start, (which, params["layers"], leaves))
+    return gradient, loss_of(x), queries
 
 
 def finetune(
@@ -224,6 +304,7 @@ def finetune(
     train: Array,
     train_length: Array,
     longest: Array | None = None,
+    method: str = "gd",
 ) -> Finetuned:
     """One epoch of plain SGD on key and value projections, one demonstration a step, in order.
 
@@ -236,10 +317,16 @@ def finetune(
         train: int32 [R, E, U].
         train_length: int32 [R, E], 0 for no example.
         longest: int32 [E], each step's longest example where there are more runs than these.
+        method: one of `METHODS`: gradient descent, or layer-causal (`layer_gradients`).
 
     Returns:
         Finetuned, each field with a leading R axis.
+
+    Raises:
+        UserError: an unknown method.
     """
+    if method not in METHODS:
+        raise UserError(f"finetune.method={method!r}: expected one of {', '.join(METHODS)}")
     runs, _, size = train.shape
     sizes = step_sizes(size)
     longest = jnp.max(train_length, 0) if longest is None else longest
@@ -247,7 +334,7 @@ def finetune(
 
     def branch(cut: int) -> Any:
         def step(leaves: Params, tokens: jax.Array, length: jax.Array) -> Any:
-            one = jax.vmap(lambda w, r, t, n: sgd_step(model, params, w, r, t, n))
+            one = jax.vmap(lambda w, r, t, n: sgd_step(model, params, w, r, t, n, method))
             leaves, loss, queries = one(leaves, learning_rate, tokens[:, :cut], length)
             return leaves, loss, jnp.pad(queries, ((0, 0), (0, 0), (0, size - cut), (0, 0)))
 

@@ -97,11 +97,86 @@ BASELINES = {
     "random_icl": "random in ICL's place",
     "before_finetuning": "before finetuning",
 }
+
+
+class Control(NamedTuple):
+    """A control, in words.
+
+    Attributes:
+        title: what it is called, in tables and figures.
+        short: the same in a few letters.
+        guide: what it destroys, and what a score as high as the job's means.
+    """
+
+    title: str
+    short: str
+    guide: str
+
+
 CONTROLS = {
-    "untrained": "untrained model",
-    "untrained_keep_embeddings": "untrained except embeddings",
+    "untrained": Control(
+        "untrained model",
+        "untrained",
+        "all weights drawn anew at random: nothing was learned. A similarity as high as this comes "
+        "from the architecture, not from what training taught.",
+    ),
+    "untrained_keep_embeddings": Control(
+        "untrained except embeddings",
+        "emb. kept",
+        "the same, but embeddings and norms stay trained. A similarity as high as this needs no "
+        "trained attention: that tokens are alike is enough.",
+    ),
+    "permuted_labels": Control(
+        "permuted labels",
+        "permuted",
+        "the demonstrations have exchanged their labels, for ICL and FT both: which input has "
+        "which label is lost. A similarity as high as this does not come from learning the task.",
+    ),
+    "other_answers": Control(
+        "another task's answers",
+        "other answers",
+        "each label is written as an answer of another task, for ICL and FT both: the answer words "
+        "are lost. A similarity as high as this does not depend on the words that name the labels.",
+    ),
+    "shuffled_tokens": Control(
+        "shuffled tokens",
+        "shuffled",
+        "the tokens of each demonstration's input stand in random order, for ICL and FT both: "
+        "grammar and template are lost. A similarity as high as this needs no readable "
+        "demonstrations.",
+    ),
+    "perturbation": Control(
+        "random perturbation",
+        "perturbed",
+        "instead of finetuning, random noise of the same norm is added to each key and value "
+        "matrix: the direction of the update is lost. A similarity as high as this is owed to the "
+        "size of the change alone.",
+    ),
+    "other_seed": Control(
+        "FT of another seed",
+        "other seed",
+        "ICL is compared with finetuning on the demonstrations of the next seed (at that seed's "
+        "learning rate): that both see the same ones is lost. A similarity as high as this does "
+        "not depend on which demonstrations were seen.",
+    ),
+}
+CONTROL_KINDS = {
+    "model": "Models that learned nothing",
+    "data": "Demonstrations that teach something else",
+    "update": "Changes of the weights in finetuning's place",
+}
+METHODS = {
+    "gd": "gradient descent",
+    "lcgd": "layer-causal gradient descent, read out after each block (LCGD)",
+    "lcgd_attention": "layer-causal gradient descent, read out after attention (LCGD)",
 }
 SETTINGS = {"zsl": "ZSL", "icl": "ICL", "ft": "FT"}
+
+
+def signed(value: float | None, digits: int = 3, scale: float = 1) -> str:
+    """A difference, with its sign."""
+    text = number(value, digits, scale)
+    return text if text[0] == "-" else f"+{text}"
 
 
 def number(value: float | None, digits: int = 3, scale: float = 1) -> str:

@@ -7,7 +7,7 @@ Bytes and FLOPs are of one call; bytes of one device, FLOPs of all devices toget
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -18,8 +18,9 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from icljax import controls, grid, pretrain, programs, prompts, settings, sharding, train
-from icljax.compare import TrainingTokens
+from icljax.config import CONTROLS
 from icljax.errors import UserError
+from icljax.job import control_names
 from icljax.mixing import LEARNABLE
 from icljax.model import DecoderConfig, Params, State, init_params
 from icljax.prompts import Demonstrations, Queries
@@ -226,12 +227,16 @@ def compare_calls(
     """
     params = parameters(decoder, mesh)
     trained = list(_stage(config, decoder, work, mesh, memory, params, control=False))
-    names = config.controls.weights
+    names = control_names(config)
     if not names:
         return trained
+    # Those of a change of the finetuned weights finetune nothing themselves.
+    finetuned = [name for name in names if CONTROLS[name] != "update"]
     held = _bytes_of_kept(params)  # the trained model's, until the job's end
     for call in _stage(config, decoder, work, mesh, memory, params, control=True, beside=held):
-        trained.append(call._replace(times=call.times * len(names)))
+        which = finetuned if call.name in ("finetune", "pick") else names
+        if which:
+            trained.append(call._replace(times=call.times * len(which)))
     return trained
 
 
@@ -303,7 +308,6 @@ def _stage(
     groups = programs.seed_groups(rounds, at_once)
     together = len(groups[0])
     arrays = _arrays(decoder, work, mesh, params, together)
-    states = device_bytes(arrays.states)
 
     def call(
         name: str, arguments: Any, outputs: Any, held: int, times: int, cost: Estimate
@@ -322,48 +326,73 @@ def _stage(
     loss = _shape(mesh, (at_once, steps), "float32")
     finetuned = settings.Finetuned(tuned[0], loss, tuned[1])
     rates = _shape(mesh, (at_once,), "float32", "data")
-    cost = closed.finetune(at_once, steps, tokens, config.finetune.remat, device_bytes(tuned))
+    cost = closed.finetune(at_once, steps, tokens, config.finetune, device_bytes(tuned))
     yield call("finetune", (params, rates, runs), finetuned, 0, pieces, cost)
+    some = jax.tree.map(lambda x: x[groups[0]], demonstrations)
     if not control:
+        rates = len(config.finetune.learning_rates)
+        seeds = math.ceil(at_once / rates)
+        few = jax.tree.map(lambda x: np.resize(x, (seeds, *x.shape[1:])), some)
+        held = device_bytes(tuned)
+        there = yield from _encoded(closed, call, decoder, work, mesh, params, few, pieces, held)
+        shares = grid.seed_shares(at_once, data, rates)
+        which = _shape(mesh, (shares,), "int32", "data")
         batch = jax.tree.map(lambda x: x[0], work.selection)
         count = pieces * len(work.selection.example)
-        cost = closed.score(at_once, batch)
-        held = device_bytes(tuned[1])
-        yield call("score", (params, tuned[0], _like(mesh, batch)), None, held, count, cost)
+        arguments: Any = (params, there, which, which, tuned, _like(mesh, batch))
+        cost = closed.score(at_once, shares, batch, context, few.columns.shape[1])
+        yield call("score", arguments, None, 0, count, cost)
     index = _shape(mesh, (), "int32")
     picks = min(num_runs, rounds + pieces - 1)  # at most one of each seed in a piece
     yield call("pick", (finetuned, index), arrays.kept, model, picks, closed.nothing)
 
-    some = jax.tree.map(lambda x: x[groups[0]], demonstrations)
-    prompt = _like(mesh, (some.context, some.context_valid))
-    cost = closed.encode(together, context)
     times = len(groups)
     if not control and config.select_seed and config.selection.split == "train":
         times *= 2
         few = programs.batches(work.selection, data)
         queries = _like(mesh, few[0], "data")
         score = closed.compare(few[0], together, context, 0)
-        arguments: Any = (params, arrays.states, queries)
+        arguments = (params, arrays.states, queries)
         yield call("score_states", arguments, None, 0, len(few) * len(groups), score)
-    yield call("encode", (params, *prompt), arrays.states, 0, times, cost)
+    there = yield from _encoded(closed, call, decoder, work, mesh, params, some, times, 0)
     trees = (arrays.kept,) * together
-    yield call("stack", trees, arrays.chosen, model + states, len(groups), closed.nothing)
-    columns = _like(mesh, (some.columns, some.example >= 0))
-    cost = closed.update(together, some.columns.shape[1])
-    held = model + device_bytes(arrays.chosen)
-    yield call("update", (arrays.states, *columns), arrays.update, held, len(groups), cost)
+    held = model + device_bytes(there)
+    yield call("stack", trees, arrays.chosen, held, len(groups), closed.nothing)
 
     evaluated = work.evaluation
     if control:
         evaluated = controls.first_batches(evaluated, config.controls.num_examples)
     batches = programs.batches(evaluated, data)
-    example = _like(mesh, some.example)
-    training = TrainingTokens(columns[0], example, arrays.chosen[1], arrays.update)
     queries = _like(mesh, batches[0], "data")
     seeds = _shape(mesh, (together,), "int32")
-    arguments = (params, arrays.states, arrays.chosen[0], training, queries, seeds)
+    arguments = (params, there, arrays.chosen, queries, seeds)
     cost = closed.compare(batches[0], together, context, some.columns.shape[1])
     yield call("compare", arguments, None, 0, len(batches) * len(groups), cost)
+
+
+def _encoded(
+    closed: "Closed",
+    call: Callable[..., Call],
+    decoder: DecoderConfig,
+    work: Work,
+    mesh: Any,
+    params: Params,
+    some: Demonstrations,
+    times: int,
+    held: int,
+) -> Generator[Call, None, programs.SeedTokens]:
+    """The programs of `programs.encode_demonstrations`; `held`: bytes that are there beside."""
+    count, context = some.context.shape
+    arrays = _arrays(decoder, work, mesh, params, count)
+    prompt = _like(mesh, (some.context, some.context_valid))
+    cost = closed.encode(count, context)
+    yield call("encode", (params, *prompt), arrays.states, held, times, cost)
+    columns = _like(mesh, (some.columns, some.example >= 0))
+    cost = closed.update(count, some.columns.shape[1])
+    held += device_bytes(params)
+    yield call("update", (arrays.states, *columns), arrays.update, held, times, cost)
+    example = _like(mesh, some.example)
+    return programs.SeedTokens(arrays.states, columns[0], example, arrays.update)
 
 
 def train_calls(config: ConfigDict, mesh: Mesh | AbstractMesh) -> list[Call]:
@@ -450,15 +479,23 @@ class Closed:
             *self._sent(context, prompts),
         )
 
-    def finetune(self, runs: int, steps: int, tokens: int, remat: bool, outputs: int) -> Estimate:
-        """Forward, the gradient of activations, and that of key and value projections alone."""
+    def finetune(
+        self, runs: int, steps: int, tokens: int, config: ConfigDict, outputs: int
+    ) -> Estimate:
+        """Forward, the gradient of activations, and that of key and value projections alone.
+
+        Layer by layer, every layer is read out, and nothing of the others is kept.
+        """
+        remat, by_layer = config.remat, config.method != "gd"
         c, local = self.decoder, runs / self.mesh.shape["data"]
         forward = self.layers(tokens, tokens)
         trained = sum(x.size for x in jax.tree.leaves(settings.key_value(self.params)))
         attention = 4 * tokens * tokens * self._inner * c.num_layers
-        backward = forward + attention + 2 * tokens * trained + self.logits(tokens)
-        step = forward * (2 if remat else 1) + backward + self.logits(tokens)
-        kept = tokens * c.num_layers * (c.width if remat else 8 * c.width + 4 * c.mlp_width)
+        logits = self.logits(tokens) * (c.num_layers if by_layer else 1)
+        backward = forward + attention + 2 * tokens * trained + logits
+        step = forward * (2 if remat else 1) + backward + logits
+        deep = 1 if by_layer else c.num_layers
+        kept = tokens * deep * (c.width if remat else 8 * c.width + 4 * c.mlp_width)
         working = local * (4 * kept + 12 * tokens * c.vocab_size) + 2 * outputs
         sent, count = self._sent(local * tokens, 2 * steps)
         # A step reads the leaves forward and backward, and writes and reads gradient and leaves.
@@ -494,11 +531,18 @@ class Closed:
         at_once = min(places, max(settings.LOGITS_AT_ONCE, queries.places.shape[-1]))
         return flops, self._working_set(rows * length, length + state, at_once)
 
-    def score(self, runs: int, queries: Queries) -> Estimate:
-        """Finetuned runs on one batch of queries, one after the other."""
+    def score(
+        self, runs: int, shares: int, queries: Queries, context: int, compared: int
+    ) -> Estimate:
+        """Finetuned runs on one batch of queries, one after the other, and their seeds' ICL."""
         flops, working = self.read(queries, 1)
-        local = runs / self.mesh.shape["data"]
-        return Estimate(runs * flops, working, local, *self._sent(queries.tokens.size, local))
+        icl, _ = self.read(queries, context)
+        metrics, records = self._metrics(queries, context, compared)
+        data = self.mesh.shape["data"]
+        total = (runs + data) * flops + shares * icl + runs * metrics
+        passes = 1 + (runs + shares) / data
+        sent = self._sent(queries.tokens.size, passes)
+        return Estimate(total, working + records, passes, *sent)
 
     def update(self, prompts: int, compared: int) -> Estimate:
         """The sum of v k^T, on every device of the data axis."""

@@ -52,7 +52,7 @@ def job(folder, reviews, tmp_path_factory):
             "--config.selection.num_examples=8",
             "--config.eval.num_examples=20",
             "--config.eval.tokens_per_batch=256",
-            "--config.controls.weights=untrained",
+            "--config.controls.names=untrained",
             "--config.controls.num_examples=4",
             "--config.metrics.bootstrap_samples=100",
         )

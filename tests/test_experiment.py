@@ -31,7 +31,7 @@ def tiny_config(folder, reviews, **changes) -> ConfigDict:
             "finetune": {"learning_rates": (0.01, 0.1)},
             "selection": {"num_examples": 8},
             "eval": {"num_examples": 12},
-            "controls": {"weights": ("untrained",), "num_examples": 4},
+            "controls": {"names": ("untrained",), "num_examples": 4},
             "metrics": {"bootstrap_samples": 200},
         }
     )
@@ -168,7 +168,7 @@ def test_selecting_as_the_paper_does(tiny_folder, reviews, tmp_path):
     config = tiny_config(
         tiny_folder,
         reviews,
-        **{"selection.split": "validation", "select_seed": True, "controls.weights": ()},
+        **{"selection.split": "validation", "select_seed": True, "controls.names": ()},
     )
     results = run(config, tmp_path / "job")
     with np.load(tmp_path / "job/examples.npz") as f:
@@ -180,7 +180,7 @@ def test_selecting_as_the_paper_does(tiny_folder, reviews, tmp_path):
 
 
 def test_seed_selected_on_held_out_examples(tiny_folder, reviews, tmp_path):
-    changes = {"select_seed": True, "controls.weights": ()}
+    changes = {"select_seed": True, "controls.names": ()}
     results = run(tiny_config(tiny_folder, reviews, **changes), tmp_path / "job")
     best = results["selection"]["best_seed"]
     assert best["icl_accuracy"][(1, 2).index(best["seed"])] == max(best["icl_accuracy"])
@@ -193,7 +193,7 @@ def test_loss_not_finite_at_any_rate(tiny_folder, reviews, tmp_path):
 
 
 def test_one_bad_rate_is_passed_over(tiny_folder, reviews, tmp_path):
-    changes = {"finetune.learning_rates": (0.01, 3e38), "controls.weights": ()}
+    changes = {"finetune.learning_rates": (0.01, 3e38), "controls.names": ()}
     results = run(tiny_config(tiny_folder, reviews, **changes), tmp_path / "job")
     assert results["selection"]["learning_rate"] == [0.01, 0.01]
     assert [row[1] for row in results["selection"]["accuracy"]] == [None, None]
@@ -244,7 +244,7 @@ def test_gpt2_folder_runs_through_the_same_code(reviews, tmp_path):
         "eos_token_id": 1,
     }
     folder = write_folder(tmp_path / "gpt2", config, tensors)
-    changes = {"controls.weights": (), "answers": ("very good film", "bad")}
+    changes = {"controls.names": (), "answers": ("very good film", "bad")}
     results = run(tiny_config(folder, reviews, **changes), tmp_path / "job")
     assert len(results["sim_aou"]["per_layer"]) == 2
 
@@ -253,12 +253,12 @@ def test_a_mistake_does_not_lock_the_workdir(tiny_folder, reviews, tmp_path):
     wrong = tiny_config(tiny_folder, reviews, **{"prompt.max_length": 40})
     with pytest.raises(UserError, match="no demonstration fits"):
         run(wrong, tmp_path / "job")
-    right = tiny_config(tiny_folder, reviews, **{"controls.weights": ()})
+    right = tiny_config(tiny_folder, reviews, **{"controls.names": ()})
     assert run(right, tmp_path / "job")["config"]["prompt"]["max_length"] == 0
 
 
 def test_interrupted_job_starts_again(tiny_folder, reviews, tmp_path):
-    config = tiny_config(tiny_folder, reviews, **{"controls.weights": ()})
+    config = tiny_config(tiny_folder, reviews, **{"controls.names": ()})
     assert workdir.open_workdir(tmp_path / "job", config) is None
     assert run(config, tmp_path / "job")["task"] == "mr"
 
@@ -268,7 +268,7 @@ def test_every_kind_of_attention_runs_through_the_same_code(done, tiny_folder, r
     changes = {
         "attention.kind": "delta_momentum,momentum,softmax",
         "attention.ema": 0.3,
-        "controls.weights": (),
+        "controls.names": (),
     }
     results = run(tiny_config(tiny_folder, reviews, **changes), tmp_path / "job")
     assert "delta_momentum,momentum,softmax" in (tmp_path / "job/report.md").read_text()

