@@ -179,6 +179,8 @@ def validate(config: ConfigDict) -> None:
     require(
         config, "controls.names", lambda v: set(v) <= set(allowed), f"some of {', '.join(allowed)}"
     )
+    if "other_seed" in config.controls.names:
+        require(config, "seeds", lambda v: len(v) > 1, "at least two for the control other_seed")
 
 
 # What a control changes: the model's weights, the demonstrations (of the prompt and of finetuning),

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from icljax import checkpoints, data, prompts, tasks
 from icljax.config import CONTROLS
+from icljax.errors import UserError
 from icljax.prompts import Demonstrations, Encoder, Queries
 
 
@@ -70,13 +71,16 @@ def prepare(
     demonstrations = [fit(demonstration_tokens(encoder, dataset.train, rows)) for rows in drawn]
     used = [len(d) for d in demonstrations]
     kept = [rows[:count] for rows, count in zip(drawn, used, strict=True)]
+    words = other_words(task, config.controls.answers_of)
+
+    def change(name: str, rows: np.ndarray, seed: int) -> list[list[int]]:
+        rng = np.random.default_rng([seed, 1])
+        return fit(changed_demonstrations(name, encoder, dataset.train, rows, rng, words))
+
     every = {"": demonstrations} | {
-        name: [
-            fit(change(encoder, dataset.train, rows, np.random.default_rng([seed, 1]), config))
-            for rows, seed in zip(kept, config.seeds, strict=True)
-        ]
-        for name, change in CHANGES.items()
-        if name in control_names(config)
+        name: [change(name, *one) for one in zip(kept, config.seeds, strict=True)]
+        for name in control_names(config)
+        if CONTROLS[name] == "data"
     }
     # Laid out together, so that all have one shape and share the compiled programs.
     laid_out = prompts.build_demonstrations([d for seeds in every.values() for d in seeds], encoder)
@@ -146,72 +150,48 @@ def demonstration_tokens(encoder: Encoder, split: data.Split, rows: np.ndarray) 
     return [q.demonstration(split.labels[row]) for q, row in zip(queries, rows, strict=True)]
 
 
-Change = Callable[
-    [Encoder, data.Split, np.ndarray, np.random.Generator, ConfigDict], list[list[int]]
-]
-
-
-def permuted_labels(
+def changed_demonstrations(
+    name: str,
     encoder: Encoder,
     split: data.Split,
     rows: np.ndarray,
     rng: np.random.Generator,
-    config: ConfigDict,
+    words: Sequence[str],
 ) -> list[list[int]]:
-    """Demonstrations that have exchanged their labels at random."""
-    queries, labels = encoder.queries(split, rows), rng.permutation(split.labels[rows])
-    # In multiple choice, one of few choices may be given the place of one of many.
-    return [
-        q.demonstration(label % len(q.candidates)) for q, label in zip(queries, labels, strict=True)
-    ]
+    """Demonstrations as a data control changes them.
 
-
-def other_answers(
-    encoder: Encoder,
-    split: data.Split,
-    rows: np.ndarray,
-    rng: np.random.Generator,
-    config: ConfigDict,
-) -> list[list[int]]:
-    """Demonstrations answered in the words of another task, each label by one word throughout."""
-    words = other_words(encoder.task, config.controls.answers_of)
+    Args:
+        name: "permuted_labels": they exchange their labels at random; "other_answers": each label
+            is one of `words` throughout; "shuffled_tokens": the tokens of each input in random
+            order, its label still last.
+    """
+    queries, labels = encoder.queries(split, rows), split.labels[rows]
+    if name == "permuted_labels":
+        # In multiple choice an example may have fewer candidates than another's label counts.
+        labels = rng.permutation(labels)
+        pairs = zip(queries, labels, strict=True)
+        return [q.demonstration(label % len(q.candidates)) for q, label in pairs]
+    if name == "shuffled_tokens":
+        queries = [q._replace(prompt=rng.permutation(q.prompt).tolist()) for q in queries]
+        return [q.demonstration(label) for q, label in zip(queries, labels, strict=True)]
     answers = prompts.answer_tokens(encoder.tokenizer, encoder.task.template, words)
-    labels = split.labels[rows] % len(words)
-    return [
-        [*query.prompt, *answers[label]]
-        for query, label in zip(encoder.queries(split, rows), labels, strict=True)
-    ]
-
-
-def shuffled_tokens(
-    encoder: Encoder,
-    split: data.Split,
-    rows: np.ndarray,
-    rng: np.random.Generator,
-    config: ConfigDict,
-) -> list[list[int]]:
-    """Demonstrations with the tokens of their input in random order; the label stays last."""
-    return [
-        [*rng.permutation(query.prompt).tolist(), *query.candidates[label]]
-        for query, label in zip(encoder.queries(split, rows), split.labels[rows], strict=True)
-    ]
-
-
-CHANGES: dict[str, Change] = {
-    "permuted_labels": permuted_labels,
-    "other_answers": other_answers,
-    "shuffled_tokens": shuffled_tokens,
-}
+    named = labels % len(words)
+    return [[*q.prompt, *answers[label]] for q, label in zip(queries, named, strict=True)]
 
 
 def other_words(task: tasks.Task, name: str) -> tuple[str, ...]:
     """The answers of the task called `name`, or of one that has enough, and none in common.
 
     Raises:
-        UserError: for an unknown name.
+        UserError: for an unknown name, or a task of multiple choice.
     """
     if name:
-        return tasks.get_task(name).answers
+        if words := tasks.get_task(name).answers:
+            return words
+        raise UserError(
+            f"config.controls.answers_of={name!r} is multiple choice and has no answers of its "
+            "own; give a classification task, say agnews"
+        )
     own = {answer.casefold() for answer in task.answers}
     for other in ("agnews", "trec"):
         words = tasks.TASKS[other].answers
@@ -223,7 +203,9 @@ def other_words(task: tasks.Task, name: str) -> tuple[str, ...]:
 def control_names(config: ConfigDict) -> tuple[str, ...]:
     """The controls that the config asks for, each once, in the order of `config.CONTROLS`."""
     asked = config.controls.names
-    return tuple(name for name in CONTROLS if name in asked or "all" in asked)
+    names = tuple(name for name in CONTROLS if name in asked or "all" in asked)
+    # With one seed there is no other.
+    return names if len(config.seeds) > 1 else tuple(n for n in names if n != "other_seed")
 
 
 def batch_tokens(config: ConfigDict) -> int:

@@ -134,6 +134,8 @@ def test_words_of_another_task():
     assert job.other_words(tasks.get_task("agnews"), "") == tasks.TASKS["trec"].answers
     with pytest.raises(UserError, match="unknown task"):
         job.other_words(own, "sts2")
+    with pytest.raises(UserError, match="multiple choice"):
+        job.other_words(own, "piqa")
 
 
 @pytest.mark.parametrize(
@@ -155,5 +157,7 @@ def test_names_of_controls():
     cfg = config.default()
     cfg.controls.names = ("all",)
     assert job.control_names(cfg) == tuple(config.CONTROLS)
+    cfg.seeds = (7,)
+    assert "other_seed" not in job.control_names(cfg)
     cfg.controls.names = ("perturbation", "untrained", "perturbation")
     assert job.control_names(cfg) == ("untrained", "perturbation")
