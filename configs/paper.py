@@ -49,9 +49,6 @@ def get_config(how: str = "published") -> ConfigDict:
         config.base.selection.split = "validation"
         config.base.finetune.learning_rates = paper.SEARCHED_RATES
         return config
-    # Of one seed there is no other.
-    alone = tuple(name for name in config_lib.CONTROLS if name != "other_seed")
-    config.base.controls.names = alone
     config.overrides += tuple(
         (
             f"{name}_{_SIZES[size]}",

@@ -350,11 +350,13 @@ def _source(source: str) -> str:
 # ----------------------------------------------------------------- what the paper does not have
 
 
-def claims_table(group: Group) -> Table:
-    """In how many tasks each similarity is above each baseline and control."""
+def claims_table(group: Group) -> Table | None:
+    """In how many tasks each similarity is above each baseline and control; None without those."""
     names = others(group, [m for claim in CLAIMS for m in claim.metrics])
     base = [n for n in names if not is_control(n)]
     controls = [n for n in names if n not in base]
+    if not controls:
+        return None
     rows = []
     for claim in CLAIMS:
         rows.append(Row((Cell(claim.text),), "group"))
@@ -375,7 +377,7 @@ def claims_table(group: Group) -> Table:
     title = f"The four claims against every control: {group.title}"
     if gone := [task_title(task) for task, e in group.cells.items() if e.results is None]:
         notes = (*notes, f"Not measured: {', '.join(gone)}.")
-    return Table(f"claims-{cell_name(*group[:2])}", title, header, rows, notes, not controls)
+    return Table(f"claims-{cell_name(*group[:2])}", title, header, rows, notes)
 
 
 def counts_cell(group: Group, metric: str, against: Sequence[str]) -> Cell:
@@ -548,7 +550,7 @@ def all_tables(groups: Sequence[Group]) -> list[Table]:
     tasks = task_columns(groups)
     measured = [group for group in groups if group.measured()]
     tables = [
-        *(claims_table(group) for group in measured),
+        *(table for group in measured if (table := claims_table(group))),
         *paper_tables(groups),
         lcgd_table(groups),
         *(dose_table(group, tasks) for group in measured),
@@ -618,29 +620,38 @@ def plural(number_of: int, noun: str) -> str:
 
 
 def _dose_text(group: Group) -> tuple[str, str] | None:
-    """In how many tasks SimAOU is higher where finetuning answers worst than where it does best."""
-    higher = known = 0
+    """What becomes of SimAOU and accuracy from the most accurate learning rate to the largest."""
+    apart = known = 0
     for results in group.measured().values():
-        pairs = dose_pairs(results, "sim_aou")
-        if len(pairs) > 1:
+        doses = dose(results, "sim_aou")
+        if len(doses) > 1:
             known += 1
-            higher += min(pairs)[1] > max(pairs)[1]
+            most, largest = max(doses, key=lambda d: d.accuracy), max(doses)
+            apart += most.similarity < largest.similarity and largest.accuracy < most.accuracy
     if not known:
         return None
     return (
         "A high similarity does not mean useful finetuning:"
-        if 2 * higher > known
+        if 2 * apart > known
         else "Similarity and useful finetuning:",
-        "SimAOU is higher at the learning rate with the lowest accuracy than at the one with the "
-        f"highest in {higher} of {plural(known, 'task')}.",
+        "At the largest learning rate SimAOU is higher, and accuracy lower, than at the most "
+        f"accurate one in {apart} of {plural(known, 'task')}.",
     )
 
 
-def dose_pairs(results: Results, metric: str) -> list[tuple[float, float]]:
-    """(accuracy of FT, similarity) at each learning rate where both are defined."""
-    dose = results.get("dose_response") or {}
-    similarity = look(dose, f"similarity.{metric}") or []
-    means = (
-        (a["mean"], s["mean"]) for a, s in zip(dose.get("accuracy", ()), similarity, strict=False)
-    )
-    return [(a, s) for a, s in means if a is not None and s is not None]
+class Dose(NamedTuple):
+    """One learning rate: accuracy of FT and a similarity."""
+
+    rate: float
+    accuracy: float
+    similarity: float
+
+
+def dose(results: Results, metric: str) -> list[Dose]:
+    """Every learning rate at which both are defined."""
+    found = results.get("dose_response") or {}
+    rates, accuracy = (found.get(key, ()) for key in ("learning_rates", "accuracy"))
+    similarity = look(found, f"similarity.{metric}") or []
+    whole = zip(rates, accuracy, similarity, strict=False)
+    doses = (Dose(rate, a["mean"], s["mean"]) for rate, a, s in whole)
+    return [d for d in doses if None not in d]

@@ -137,7 +137,8 @@ def test_a_mesh_changes_nothing(job, single, shape, tmp_path):
     compare(f"data {shape[0]} x model {shape[1]}", tmp_path / "job", single)
 
 
-@pytest.mark.parametrize("each", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("each", [1, 4])
 def test_two_processes_equal_one(job, each, tmp_path):
     """Over data alone nothing is ever summed across devices: equal byte for byte."""
     finish(job(tmp_path / "one", 2 * each, *mesh(2 * each, 1)))

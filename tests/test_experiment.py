@@ -11,7 +11,7 @@ from conftest import write_folder
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from icljax import checkpoints, controls, experiment, grid, metrics, workdir
+from icljax import checkpoints, controls, experiment, grid, job, metrics, workdir
 from icljax import config as config_lib
 from icljax.errors import UserError
 
@@ -149,13 +149,17 @@ def test_batching_does_not_change_anything(done, tiny_folder, reviews, tmp_path,
             np.testing.assert_allclose(a[name], b[name], atol=atol, err_msg=name)
 
 
-def test_demonstrations_are_dropped_for_icl_and_ft_alike(tiny_folder, reviews, tmp_path):
+def test_demonstrations_are_dropped_for_icl_and_ft_alike(tiny_folder, reviews):
     config = tiny_config(tiny_folder, reviews, **{"prompt.max_length": 90})
-    results = run(config, tmp_path / "job")
-    used = results["demonstrations"]["used"]
-    assert max(used) < 4
-    assert min(used) >= 1
-    assert "Demonstrations used" in (tmp_path / "console.txt").read_text()
+    notes: list[str] = []
+    made = job.prepare(config, checkpoints.open_checkpoint(config.model), notes.append)
+    assert max(made.used) < 4
+    assert min(made.used) >= 1
+    assert any("Demonstrations used" in note for note in notes)
+    for demonstrations in (made.demonstrations, *made.changed.values()):
+        in_prompt = [len(set(row[row >= 0])) for row in demonstrations.example]
+        trained_on = np.sum(demonstrations.train_length > 0, 1)
+        assert in_prompt == trained_on.tolist() == made.used
 
 
 def test_no_demonstration_fits(tiny_folder, reviews, tmp_path):
@@ -213,6 +217,7 @@ def test_untrained_weights_keep_what_they_say(tiny_folder):
         assert same == ["embed" in name or "norm" in name, False], name
 
 
+@pytest.mark.slow
 def test_gpt2_folder_runs_through_the_same_code(reviews, tmp_path):
     rng = np.random.default_rng(0)
 
@@ -263,6 +268,7 @@ def test_interrupted_job_starts_again(tiny_folder, reviews, tmp_path):
     assert run(config, tmp_path / "job")["task"] == "mr"
 
 
+@pytest.mark.slow
 def test_every_kind_of_attention_runs_through_the_same_code(done, tiny_folder, reviews, tmp_path):
     """Layers of a linear kind with momentum, momentum attention and softmax, in one model."""
     changes = {
