@@ -18,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from icljax import config as config_lib
-from icljax import experiment, hardware, programs, runtime, sharding, workload
+from icljax import experiment, grid, hardware, programs, runtime, sharding, workload
 from icljax.architectures import ARCHITECTURES
-from icljax.compare import TrainingTokens
 from icljax.families import decoder_config
 from icljax.model import init_params
 from icljax.programs import DATA
@@ -74,22 +73,25 @@ def main() -> None:
     drawn = jax.tree.map(lambda x: np.resize(x, (at_once, *x.shape[1:])), work.demonstrations)
     given = sharding.put((np.full(at_once, 1e-3, np.float32), drawn), mesh, DATA)
     tuned, seconds["finetune"] = timed(programs_.finetune, params, *given)
+    rates = len(config.finetune.learning_rates)
+    runs = [(run // rates, run % rates) for run in range(at_once)]
+    read = grid.reader(programs_, params, work.demonstrations, runs, tuned, rates)
     batch = sharding.put(jax.tree.map(lambda x: x[0], work.selection), mesh)
-    _, seconds["score"] = timed(programs_.score, params, tuned.key_value, batch)
+    _, seconds["score"] = timed(read, batch)
     one, seconds["pick"] = timed(programs_.pick, tuned, np.int32(0))
-    del tuned
-    together = of["encode"].arguments[1].shape[0]
+    del tuned, read
+    together = of["compare"].arguments[-1].shape[0]
     some = jax.tree.map(lambda x: x[:together], work.demonstrations)
     states, seconds["encode"] = timed(
         programs_.encode, params, *sharding.put((some.context, some.context_valid), mesh)
     )
-    leaves, queries = jax.tree.map(lambda x: jnp.stack([x] * together), one)
+    leaves = jax.tree.map(lambda x: jnp.stack([x] * together), one)
     columns, example = sharding.put((some.columns, some.example), mesh)
     update, seconds["update"] = timed(programs_.update, states, columns, example >= 0)
-    training = TrainingTokens(columns, example, queries, update)
+    seeds = programs.SeedTokens(states, columns, example, update)
     rows = sharding.put(programs.batches(work.evaluation, mesh.shape["data"])[0], mesh, DATA)
     index = sharding.put(np.arange(together), mesh)
-    _, seconds["compare"] = timed(programs_.compare, params, states, leaves, training, rows, index)
+    _, seconds["compare"] = timed(programs_.compare, params, seeds, leaves, rows, index)
 
     device = jax.devices()[0].device_kind
     print(f"{args.model}, {decoder.dtype}, {device} x {jax.device_count()}, {at_once} runs at once")
