@@ -267,6 +267,7 @@ def test_a_mesh_that_does_not_fit_is_refused():
     assert dict(mesh.shape) == {"data": 1, "model": 1}
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(done, text_folder, reviews, tmp_path):
     """SIGKILL in the middle of the second run; the same command ends with the same numbers."""
     config, _, results = done

@@ -257,6 +257,7 @@ def test_killed_twenty_times(tiny_folder, reviews, tmp_path):
     assert total - distinct <= 20
 
 
+@pytest.mark.slow
 def test_sigterm_ends_after_a_commit_with_its_own_code(tiny_folder, reviews, tmp_path):
     flags = tiny_flags(tiny_folder, reviews, tmp_path / "job")
     env = os.environ | {"ICLJAX_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
