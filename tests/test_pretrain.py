@@ -249,6 +249,7 @@ print("same on", len(jax.devices()))
 """
 
 
+@pytest.mark.slow
 def test_sharded_equals_one_device():
     env = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
