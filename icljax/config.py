@@ -194,12 +194,13 @@ CONTROLS = {
     "perturbation": "update",
     "other_seed": "update",
 }
+METHODS = ("gd", "lcgd", "lcgd_attention")  # of `settings.finetune`
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
     "weights": ("trained", "untrained", "untrained_keep_embeddings"),
     "record_position": ("answer", "first_label"),
     "prompt.score": ("mean", "sum"),
-    "finetune.method": ("gd", "lcgd", "lcgd_attention"),
+    "finetune.method": METHODS,
     "selection.split": ("train", "validation"),
     "metrics.random_update": ("gaussian", "uniform"),
 }

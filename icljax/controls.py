@@ -99,8 +99,8 @@ def compare(
             params = reinitialize(params, decoder, name, config.metrics.seed)
         else:
             demonstrations = trained.job.changed[name]
-        again = (trained, name, params, demonstrations, config, chunks, advance)
-        out[name] = _refinetuned(*again)
+        rest = (config, chunks, advance)
+        out[name] = _refinetuned(trained, name, params, demonstrations, *rest)
     return out
 
 
@@ -148,11 +148,8 @@ def _of_update(
         def finetuned(seeds: Sequence[int]) -> Tuned:
             leaves, queries = chosen.finetuned(seeds)
             numbers = np.asarray(seeds, np.int32)
-            return perturbed(
-                key_value(trained.params), leaves, numbers, config.metrics.seed
-            ), queries
+            return perturbed(key_value(params), leaves, numbers, config.metrics.seed), queries
 
-    params = trained.params
     out = _compared(trained, name, params, demonstrations, finetuned, chunks, advance)
     # No training token has a part in this change, so there is nothing to rank.
     ranks = {

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from icljax.config import METHODS
 from icljax.errors import UserError
 from icljax.mixing import Past
 from icljax.model import (
@@ -29,7 +30,6 @@ from icljax.model import (
 )
 from icljax.prompts import Queries
 
-METHODS = ("gd", "lcgd", "lcgd_attention")  # of `finetune`
 # Places whose logits over the whole vocabulary are in memory together.
 LOGITS_AT_ONCE = 512
 
