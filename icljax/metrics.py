@@ -524,11 +524,11 @@ def bootstrap_ratio_interval(
 ) -> tuple[jax.Array, jax.Array]:
     """Percentile bootstrap interval of sum(numerator) / sum(denominator), as in Rec2FTP.
 
-    With `seed_weights`, each resample draws seeds and, within them, examples: the same examples in
-    every seed, as all seeds read the same. The interval then speaks of other examples and of other
-    seeds; without them, or with one seed, of other examples alone. R seeds are a sample of R: below
-    about five, their part of the interval is a rough guess, and too narrow (the bootstrap's
-    variance is (R - 1) / R of the seeds'; look at each seed's value as well).
+    With `seed_weights`, each resample draws seeds, and examples: the same examples in every seed,
+    as all seeds read the same. The interval then speaks of other examples and of other seeds;
+    without them, or with one seed, of other examples alone. R seeds are a sample of R: below about
+    five, their part of the interval is a rough guess, and too narrow (the bootstrap's variance is
+    (R - 1) / R of the seeds'; look at each seed's value as well).
 
     Args:
       weights: [B, N] from `bootstrap_weights`.

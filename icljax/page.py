@@ -280,8 +280,9 @@ def _reading() -> str:
         return "".join(f"<dt>{_e(k)}</dt><dd>{_e(v[:1].upper() + v[1:])}</dd>" for k, v in pairs)
 
     return (
-        "<p>Intervals are 95 % bootstrap over seeds and, within them, examples; differences are "
-        "taken example by example before they are averaged.</p>"
+        "<p>Intervals are 95 % bootstrap over seeds and examples (one draw of examples for all "
+        "seeds, which read the same); differences are taken example by example before they are "
+        "averaged.</p>"
         f"<details><summary>The measures</summary><dl>{listed(guides)}</dl></details>"
         f"<details><summary>The controls</summary><dl>{listed(controls)}</dl></details>"
     )

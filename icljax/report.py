@@ -306,8 +306,8 @@ def _selected_text(results: Results) -> str:
 
 def _intervals_text() -> str:
     return (
-        "Intervals are 95 % percentile bootstrap: each resample draws seeds and, within them, "
-        "examples (for ZSL and for a single seed, examples alone). With fewer than about five "
+        "Intervals are 95 % percentile bootstrap: each resample draws seeds, and examples that all "
+        "of them read (for ZSL and for a single seed, examples alone). With fewer than about five "
         "seeds they are a rough guess, and too narrow. Differences are paired: taken on the same "
         "examples and seeds, in the same resamples. *Above* means that the interval of every "
         "difference, to each baseline and to each control, lies wholly above 0; *not above* that "

@@ -1,6 +1,6 @@
 """Per-example numbers -> results.json: means, intervals, paired differences, baselines, controls.
 
-Every interval is a 95 % percentile bootstrap over seeds and, within them, examples
+Every interval is a 95 % percentile bootstrap over seeds and examples
 (`metrics.bootstrap_ratio_interval` says how, and what few seeds mean); of zero-shot numbers and of
 a single seed, over examples alone. All that is compared shares its resamples, and a difference is
 taken example by example and seed by seed before it is averaged.

@@ -190,17 +190,17 @@ def test_the_papers_search():
         paper.get_config("serach")
 
 
-@pytest.mark.parametrize(("how", "agnews", "subj"), [("full", 1000, 0), ("short", 100, 400)])
-def test_the_study(how, agnews, subj):
-    config = findings.get_config(how)
+def test_the_study():
+    config = findings.get_config()
     sweep.validate(config)
     plan = {p.folder: p.config for p in sweep.plan(config)}
     assert len(plan) == 12
     sizes = {folder: c.eval.num_examples for folder, c in plan.items()}
-    assert sizes["agnews_smollm2-135m"] == agnews
-    assert sizes["subj_smollm2-135m"] == subj
-    assert sizes["mr_smollm2-135m"] == 0
-    assert sizes["agnews_smollm2-135m_lcgd"] == sizes["mr_smollm2-135m_lcgd"] == 200
+    assert sizes["agnews_smollm2-135m"] == 200
+    assert sizes["mr_smollm2-135m"] == sizes["cb_smollm2-135m"] == 0
+    assert sizes["agnews_smollm2-135m_lcgd"] == sizes["mr_smollm2-135m_lcgd"] == 50
     assert plan["cb_smollm2-135m_lcgd"].finetune.method == "lcgd"
-    with pytest.raises(UserError, match="full or short"):
-        findings.get_config("400")
+    config.overrides = ()
+    sweep.validate(config)
+    whole = [p.config.eval.num_examples for p in sweep.plan(config) if p.setting == "gd"]
+    assert whole == [0] * 6
