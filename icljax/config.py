@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from icljax import tasks
 from icljax.errors import UserError
 
 # What a config runs: a module with run, show and validate.
@@ -161,6 +162,7 @@ def validate(config: ConfigDict) -> None:
     """
     if len(config.answers) == 1 and "," in config.answers[0]:
         config.answers = tuple(a.strip() for a in config.answers[0].split(","))
+    tasks.get_task(config.task, config.template, config.answers, config.data.choices)
     from icljax import mixing  # with JAX, which a mistake in the flags should not cost
 
     mixing.parse_kinds(config.attention)

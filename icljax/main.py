@@ -74,18 +74,40 @@ def _join(runtime: ModuleType) -> None:
 def parse(argv: Sequence[str]) -> list[str]:
     """The flags of a command line; what is wrong with them is a UserError."""
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-        # ml_collections raises AttributeError for an unknown key (with the nearest known one).
-        if isinstance(e, AttributeError | KeyError):
-            raise UserError(f"unknown config key {one_line(e)}") from e
-        raise UserError(one_line(e)) from e
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _CONFIG.value.keys()  # of a file that cannot be read ml_collections tells only now
+        return rest
+    except Exception as e:
+        if line := _mistake(e):
+            raise UserError(line) from e
+        raise
+
+
+def _mistake(error: Exception) -> str:
+    """What is wrong with the flags or the config's file; "" for a mistake of ours."""
+    if isinstance(error, OSError):
+        return f"--config: {one_line(error).rpartition('] ')[2]}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.name in ("get_config", "<module>")]  # of the config's file
+    if own or isinstance(error, SyntaxError):
+        where = f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
+        return f"{where}{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, AttributeError | KeyError):  # ml_collections adds the nearest known key
+        return f"unknown config key {one_line(error)}"
+    return one_line(error) if isinstance(error, flags.Error | TypeError | ValueError) else ""
 
 
 def one_line(error: BaseException) -> str:
-    """The error's message without line breaks."""
-    text = str(error.args[0]) if error.args else str(error)
-    return " ".join(text.replace("\\n", " ").split())
+    """The error's message without line breaks; of a traceback in it, the last line alone."""
+    text = (str(error.args[0]) if error.args else str(error)).replace("\\n", "\n")
+    before, mark, trace = text.partition("Traceback (most recent call last):")
+    if mark:  # of a config's file, by ml_collections
+        *frames, last = trace.strip().splitlines()
+        where = [line.strip() for line in frames if "in get_config" in line]
+        text = " ".join([before, last, *(f"({line})" for line in where[-1:])])
+        text = text.replace("icljax.errors.UserError: ", "")
+    return " ".join(text.split())
 
 
 def run() -> None:

@@ -334,8 +334,9 @@ def get_task(name: str, template: str = "", answers: Sequence[str] = (), choices
     """
     known = TASKS.get(name)
     if known is None and not (template and (answers or choices)):
-        near = difflib.get_close_matches(name, TASKS) or list(TASKS)
-        raise UserError(f"unknown task {name!r}; known: {', '.join(near)}; {_OWN_TASK}")
+        near = difflib.get_close_matches(name, TASKS)
+        known_names = f"nearest known: {', '.join(near)}" if near else f"known: {', '.join(TASKS)}"
+        raise UserError(f"unknown task {name!r}; {known_names}; {_OWN_TASK}")
     if answers and choices:
         raise UserError(
             f"answers {answers} and data.choices {choices!r}: expected only one of them: the "

@@ -65,7 +65,7 @@ MISTAKES = {
     "wrong type in a tuple": (["--config.seeds=1,x"], "different whole numbers"),
     "negative rate": (["--config.finetune.learning_rates=-1.0"], "numbers above 0"),
     "choice": (["--config.selection.split=tset"], "one of train, validation"),
-    "task": (["--config.task=mrr", "--config.template="], "unknown task 'mrr'; known: mr"),
+    "task": (["--config.task=mrr", "--config.template="], "unknown task 'mrr'; nearest known: mr"),
     "source": (["--config.data.source=csv:x"], "jsonl:"),
     "missing folder": (["--config.data.source=jsonl:/nowhere/at/all"], "/nowhere/at/all"),
     "model": (["--config.model=smolm2"], "neither a known name (smollm2-135m)"),
@@ -85,6 +85,31 @@ def test_a_mistake_gets_one_line_and_exit_code_2(flags, message, tiny_folder, re
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("icljax: error: ")
     assert message in lines[0]
+
+
+CONFIG_FILES = {
+    "not there": (None, "No such file or directory"),
+    "unknown name": (
+        "def get_config():\n    return nothing\n",
+        "config.py, line 2: NameError: name",
+    ),
+    "syntax": ("def get_config(:\n", "SyntaxError: invalid syntax (config.py, line 1)"),
+    "import": ("import nothing_there\n", "config.py, line 1: ModuleNotFoundError"),
+    "its own check": ("def get_config():\n    raise ValueError('too much')\n", "too much (File"),
+    "no argument": ("def get_config(how):\n    return how\n", "TypeError: get_config() missing"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), CONFIG_FILES.values(), ids=CONFIG_FILES)
+def test_a_mistake_in_a_config_file_gets_one_line(text, message, tmp_path):
+    file = tmp_path / "config.py"
+    if text:
+        file.write_text(text)
+    result = command(f"--config={file}", f"--workdir={tmp_path / 'job'}", cache=tmp_path / "cache")
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("icljax: error: ")
+    assert message in line
 
 
 def test_weights_that_do_not_fit_the_config_are_named(reviews, tmp_path):
