@@ -6,8 +6,9 @@ Needs a folder data/ with the six tasks as JSONL files (data/TASK/train.jsonl an
 or test.jsonl); elsewhere: `--config.base.data.source=jsonl:FOLDER/{task}`. Sized for 2 cores and
 under 3 hours: SST-2, MR and CB whole, 400 examples of SST-5 and Subj, 200 of AG News (its whole
 7,600 would take as long as all the rest), controls on fewer, the layer-causal form on 50 examples
-with 3 of the 5 seeds and 4 of the 6 learning rates. `--config.overrides='()'` reads whole
-validation sets. Killed at any moment, the same command goes on.
+with 3 of the 5 seeds and 4 of the 6 learning rates, without CB and AG News, whose demonstrations
+are long. `--config.overrides='()' --config.skip='()'`: whole sets, every job.
+Killed at any moment, the same command goes on.
 """
 
 from ml_collections import ConfigDict
@@ -29,6 +30,7 @@ def get_config() -> ConfigDict:
         "controls.names": (),
     }
     config.settings = (("gd", {}), ("lcgd", by_layer))
+    config.skip = ("cb_*_lcgd", "agnews_*_lcgd")
     config.overrides = (
         ("mr_*_gd", {"controls.num_examples": 30}),
         ("sst5_*_gd", {"eval.num_examples": 400, "controls.num_examples": 30}),

@@ -138,6 +138,7 @@ def sweep() -> ConfigDict:
     # (pattern, {field of base: value}) each, for the jobs whose "task_model_setting" fits, as file
     # names fit "cb_*"; a later one wins, and over settings too.
     config.overrides = ()
+    config.skip = ()  # such patterns of jobs to leave out
     return config
 
 

@@ -37,18 +37,20 @@ class Planned(NamedTuple):
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks every job of the sweep before any runs; tidies tasks and models given with commas.
+    """Checks every job of the sweep before any runs; tidies names that are given with commas.
 
     Raises:
         UserError: naming the job and the field.
     """
-    for key in ("tasks", "models"):
+    for key in ("tasks", "models", "skip"):
         config[key] = tuple(name.strip() for part in config[key] for name in str(part).split(","))
+    for key in ("tasks", "models"):
         config_lib.require(config, key, _distinct_texts, "different names, at least one")
     for key in ("settings", "overrides"):
         expected = "(name, {field: value}) pairs"
         config_lib.require(config, key, lambda v: all(map(_is_pair, v)), expected)
     config_lib.require(config, "settings", bool, "at least one")
+    config_lib.require(config, "skip", lambda _: bool(plan(config)), "some job that is left")
     for job in plan(config):
         with _named(job.folder):
             config_lib.validate(job.config)
@@ -65,6 +67,8 @@ def plan(config: ConfigDict) -> list[Planned]:
         for task in config.tasks:
             for model in config.models:
                 name = cell_name(task, model_name(model), setting)
+                if any(fnmatch.fnmatchcase(name, p) for p in config.skip):
+                    continue
                 fitting = [v for p, v in config.overrides if fnmatch.fnmatchcase(name, p)]
                 folder = name if changes else cell_name(task, model_name(model))
                 given = {"task": task, "model": model}
