@@ -93,6 +93,8 @@ def _mistake(error: Exception) -> str:
     if own or isinstance(error, SyntaxError):
         where = f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
         return f"{where}{type(error).__name__}: {' '.join(str(error).split())}"
+    if "has no attribute 'get_config'" in str(error):
+        return "--config: expected a file with a function get_config() that returns the config"
     if isinstance(error, AttributeError | KeyError):  # ml_collections adds the nearest known key
         return f"unknown config key {one_line(error)}"
     return one_line(error) if isinstance(error, flags.Error | TypeError | ValueError) else ""

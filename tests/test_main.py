@@ -96,6 +96,7 @@ CONFIG_FILES = {
     "syntax": ("def get_config(:\n", "SyntaxError: invalid syntax (config.py, line 1)"),
     "import": ("import nothing_there\n", "config.py, line 1: ModuleNotFoundError"),
     "its own check": ("def get_config():\n    raise ValueError('too much')\n", "too much (File"),
+    "no function": ("x = 1\n", "expected a file with a function get_config()"),
     "no argument": ("def get_config(how):\n    return how\n", "TypeError: get_config() missing"),
 }
 
