@@ -201,12 +201,12 @@ def test_the_study():
     config = findings.get_config()
     sweep.validate(config)
     plan = {p.folder: p.config for p in sweep.plan(config)}
-    assert len(plan) == 10  # the layer-causal form for four tasks
+    assert len(plan) == 9  # the layer-causal form for three tasks
     sizes = {folder: c.eval.num_examples for folder, c in plan.items()}
     assert sizes["agnews_smollm2-135m"] == 200
     assert sizes["mr_smollm2-135m"] == sizes["cb_smollm2-135m"] == 0
     assert sizes["sst2_smollm2-135m_lcgd"] == sizes["mr_smollm2-135m_lcgd"] == 50
-    assert plan["subj_smollm2-135m_lcgd"].finetune.method == "lcgd"
+    assert plan["sst5_smollm2-135m_lcgd"].finetune.method == "lcgd"
     config.overrides = config.skip = ()
     sweep.validate(config)
     whole = [p.config.eval.num_examples for p in sweep.plan(config)]
