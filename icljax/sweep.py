@@ -50,8 +50,9 @@ def validate(config: ConfigDict) -> None:
         expected = "(name, {field: value}) pairs"
         config_lib.require(config, key, lambda v: all(map(_is_pair, v)), expected)
     config_lib.require(config, "settings", bool, "at least one")
-    config_lib.require(config, "skip", lambda _: bool(plan(config)), "some job that is left")
-    for job in plan(config):
+    jobs = plan(config)
+    config_lib.require(config, "skip", lambda _: bool(jobs), "some job that is left")
+    for job in jobs:
         with _named(job.folder):
             config_lib.validate(job.config)
 

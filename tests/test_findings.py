@@ -45,7 +45,7 @@ def tables(groups: list[study.Group]) -> Iterator[list[str]]:
 
 def accuracy_rows() -> dict[str, Cell]:
     rows = {name.upper(): accuracies(name) for name in ("zsl", "icl", "ft")}
-    rows["majority class"] = lambda r: f"{100 * r['accuracy']['majority']:.1f}"
+    rows["majority class"] = lambda r: percent(r["accuracy"]["majority"])
     for pair in ("icl_zsl", "ft_zsl"):
         for field, how in (("accuracy", "raw"), ("accuracy_calibrated", "calibrated")):
             label = f"{pair.upper().replace('_', ' - ')}, {how}"
