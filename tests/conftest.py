@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -18,6 +19,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _PROGRAMS = tempfile.TemporaryDirectory()
 jax.config.update("jax_compilation_cache_dir", _PROGRAMS.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def bounded(examples: int) -> hypothesis.settings:
+    """Settings of a fuzz test: the same few inputs every time, or with FUZZ=N, N times new ones."""
+    times = int(os.environ.get("FUZZ", "0"))
+    return hypothesis.settings(
+        max_examples=examples * max(times, 1),
+        derandomize=not times,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+
 
 _TEXT = """the film is a quiet and moving story of loss a dull empty mess that never ends bright
 funny warm cold slow clever tired fresh stale bold weak tender loud Review Sentiment Positive
