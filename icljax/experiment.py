@@ -32,15 +32,13 @@ from icljax.report import show
 __all__ = ["run", "show", "validate"]
 
 
+@workdir.one_job
 def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
     """Runs a job into a folder, or returns the results that it already left there.
 
     Raises:
         UserError: for whatever is wrong with what the user gave.
     """
-    done = workdir.open_workdir(path, config)
-    if done is not None:
-        return done
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     with Stages(console) as stages, runtime.ending_after_commits():
         with stages.stage("model", "model (fetched and converted once)", 1) as bar:

@@ -218,15 +218,13 @@ def _implementation(config: ConfigDict) -> str:
     return "xla" if name == "auto" and split_up else name
 
 
+@workdir.one_job
 def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
     """Trains every variant and seed that `path` does not hold yet, and compares them.
 
     Raises:
         UserError: for whatever is wrong with what the user gave.
     """
-    done = workdir.open_workdir(path, config)
-    if done is not None:
-        return done
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     with Stages(console) as stages, runtime.ending_after_commits():
         with stages.stage("corpus", "text and tokens", 1):

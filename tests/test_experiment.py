@@ -264,7 +264,8 @@ def test_a_mistake_does_not_lock_the_workdir(tiny_folder, reviews, tmp_path):
 
 def test_interrupted_job_starts_again(tiny_folder, reviews, tmp_path):
     config = tiny_config(tiny_folder, reviews, **{"controls.names": ()})
-    assert workdir.open_workdir(tmp_path / "job", config) is None
+    with workdir.claimed(tmp_path / "job", config) as done:
+        assert done is None
     assert run(config, tmp_path / "job")["task"] == "mr"
 
 
