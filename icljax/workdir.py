@@ -7,6 +7,7 @@ that is no longer there is taken over.
 """
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -142,8 +143,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as e:
         raise UserError(
-            f"workdir {path} cannot be used ({e.strerror or e}); make room or give a folder that "
-            "you can write to; what is committed is kept, and the same command continues"
+            f"{path} cannot be written ({e.strerror or e}); make room or give a place that you can "
+            "write to; what is committed is kept, and the same command continues"
         ) from e
 
 
@@ -185,6 +186,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + ".partial")
     temporary.write_bytes(content)
     os.replace(temporary, path)
+
+
+def check_writable(path: Path) -> None:
+    """Raises a UserError where a file cannot be written; for asking before long work."""
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder, expected a file")
+        write_atomically(path.with_name(f".{path.name}.try"), b"")
+        path.with_name(f".{path.name}.try").unlink()
 
 
 def save_examples(path: Path, arrays: dict[str, np.ndarray]) -> None:
