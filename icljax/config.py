@@ -162,8 +162,8 @@ def validate(config: ConfigDict) -> None:
     Raises:
         UserError: naming the field, what it is and what it may be.
     """
-    if len(config.answers) == 1 and "," in config.answers[0]:
-        config.answers = tuple(a.strip() for a in config.answers[0].split(","))
+    if len(config.answers) == 1:
+        config.answers = tuple(a.strip() for a in str(config.answers[0]).split(","))
     tasks.get_task(config.task, config.template, config.answers, config.data.choices)
     from icljax import mixing  # with JAX, which a mistake in the flags should not cost
 
@@ -173,9 +173,13 @@ def validate(config: ConfigDict) -> None:
     for key, choices in _CHOICES.items():
         require(config, key, choices.__contains__, f"one of {', '.join(choices)}")
     for key in _POSITIVE:
-        require(config, key, lambda v: v > 0, "a whole number above 0")
+        require(config, key, is_count, "a whole number above 0")
     for key in _NOT_NEGATIVE:
-        require(config, key, lambda v: v >= 0, "0 or more")
+        require(config, key, lambda v: v == 0 or is_count(v), "0 or more")
+    for key in _SEEDS:
+        require(config, key, is_seed, "a whole number, 0 or more, below 2^32")
+    most = 100_000  # the resamples of 1,000 examples take 400 MB
+    require(config, "metrics.bootstrap_samples", lambda v: v <= most, f"at most {most:,}")
     require(config, "seeds", distinct_integers, "different whole numbers, e.g. 1,2,3")
     require(config, "finetune.learning_rates", _positive_numbers, "numbers above 0")
     require(config, "data.label_order", lambda v: all(type(x) is int for x in v), "whole numbers")
@@ -214,12 +218,10 @@ _POSITIVE = (
     "controls.num_examples",
     "metrics.bootstrap_samples",
 )
+_SEEDS = ("eval.seed", "selection.seed", "metrics.seed")
 _NOT_NEGATIVE = (
     "eval.num_examples",
-    "eval.seed",
     "eval.tokens_per_batch",
-    "selection.seed",
-    "metrics.seed",
     "prompt.max_length",
     "finetune.runs_at_once",
 )
@@ -230,15 +232,33 @@ def require(config: ConfigDict, key: str, holds: Callable[[Any], bool], expected
     value: Any = config
     for part in key.split("."):
         value = value[part]
-    if not holds(value):
+    try:
+        fine = holds(value)
+    except TypeError:  # a list where a text or number belongs
+        fine = False
+    if not fine:
         raise UserError(f"config.{key} is {value!r}; expected {expected}: --config.{key}=...")
 
 
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number above 0 that an int32 holds."""
+    return type(value) is int and 0 < value < 2**31
+
+
+def is_seed(value: Any) -> bool:
+    """Whether NumPy's and JAX's generators take it: a whole number from 0 to 2^32 - 1."""
+    return type(value) is int and 0 <= value < 2**32
+
+
+def is_rate(value: Any) -> bool:
+    """Whether it is a number above 0 that a float32 holds."""
+    return type(value) in (int, float) and 1e-38 < value < 1e38
+
+
 def distinct_integers(values: tuple[Any, ...]) -> bool:
-    """Whether all are whole numbers of 0 or more, and no two the same; at least one."""
-    integers = all(type(v) is int and v >= 0 for v in values)
-    return bool(values) and integers and len(set(values)) == len(values)
+    """Whether all are whole numbers from 0 to 2^32 - 1, and no two the same; at least one."""
+    return bool(values) and all(map(is_seed, values)) and len(set(values)) == len(values)
 
 
 def _positive_numbers(values: tuple[Any, ...]) -> bool:
-    return bool(values) and all(type(v) in (int, float) and v > 0 for v in values)
+    return bool(values) and all(map(is_rate, values))

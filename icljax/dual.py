@@ -30,7 +30,7 @@ from rich.text import Text
 from icljax import attention, checkpoints, kernels, mixing, settings, workdir
 from icljax import config as config_lib
 from icljax.attention import Kind, Memory, Rates
-from icljax.config import require
+from icljax.config import is_count, is_seed, require
 from icljax.errors import UserError
 from icljax.job import prepare
 from icljax.model import Array, Decoder
@@ -114,11 +114,11 @@ def validate(config: ConfigDict) -> None:
         UserError: naming the field, what it is and what it may be.
     """
     require(config, "source", ("demonstrations", "random").__contains__, "demonstrations or random")
-    require(config, "seed", lambda v: v >= 0, "0 or more")
+    require(config, "seed", is_seed, "a whole number, 0 or more, below 2^32")
     for key in ("layers", "tokens", "heads", "width"):
-        require(config, f"random.{key}", lambda v: v > 0, "a whole number above 0")
+        require(config, f"random.{key}", is_count, "a whole number above 0")
     for key in ("parallel_tokens", "forms.tokens", "forms.layers"):
-        require(config, key, lambda v: v > 0, "a whole number above 0")
+        require(config, key, is_count, "a whole number above 0")
     for key in ("chunk", "forms.chunk"):
         require(config, key, lambda v: v > 0 and v & (v - 1) == 0, "a power of 2")
     allowed = f"some of {', '.join(VARIANTS)}"

@@ -4,6 +4,7 @@ Shape glossary: as in icljax/model.py and icljax/attention.py; K is the width of
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -103,7 +104,7 @@ def check_kind(kind: Kind) -> None:
     ranges = {
         "eta": (0 <= kind.eta < 1, "at least 0 and below 1"),
         "alpha": (0 < kind.alpha <= 1, "above 0 and at most 1"),
-        "beta": (kind.beta > 0, "above 0"),
+        "beta": (0 < kind.beta < math.inf, "above 0"),
         "ema": (0 <= kind.ema < 1, "above 0 and below 1"),
         "loss": (kind.loss in ("dot", "square"), "dot or square"),
         "window": (kind.window >= 0, "0 or more"),

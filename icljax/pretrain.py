@@ -131,7 +131,7 @@ def validate(config: ConfigDict) -> None:
     whole += ("train.steps", "train.batch", "train.accumulate", "train.checkpoint_every")
     whole += ("eval.tokens", "eval.curve_points", "icl.num_demonstrations", "icl.num_examples")
     for key in whole:
-        require(config, key, lambda v: v > 0, "a whole number above 0")
+        require(config, key, config_lib.is_count, "a whole number above 0")
     require(config, "text.vocab_size", lambda v: v > 256, "more than the 256 bytes")
     require(config, "text.validation_share", lambda v: 0 < v < 1, "between 0 and 1")
     require(config, "model.length", lambda v: v >= 16 and v % 4 == 0, "a multiple of 4, 16 or more")
@@ -140,7 +140,7 @@ def validate(config: ConfigDict) -> None:
     steps = config.train.steps
     require(config, "train.warmup_steps", lambda v: 0 <= v < steps, f"below {steps} steps")
     require(config, "eval.curve_points", lambda v: v <= steps, f"at most {steps} steps")
-    require(config, "train.learning_rate", lambda v: v > 0, "above 0")
+    require(config, "train.learning_rate", config_lib.is_rate, "a number above 0")
     require(config, "seeds", config_lib.distinct_integers, "different whole numbers, e.g. 1,2,3")
     require(config, "icl.seeds", config_lib.distinct_integers, "different whole numbers")
     variants = split(config.variants)

@@ -34,7 +34,7 @@ from rich.console import Console
 from scipy import stats
 
 from icljax import attention, regression_report, workdir
-from icljax.config import require
+from icljax.config import distinct_integers, is_count, is_rate, is_seed, require
 from icljax.progress import Stages
 from icljax.regression_report import show as show
 
@@ -614,21 +614,17 @@ def validate(config: ConfigDict) -> None:
     """
     whole = ("dims", "num_examples", "layers", "steps", "batch", "eval.tasks")
     for key in whole:
-        require(config, key, lambda v: v > 0, "a whole number above 0")
-    require(config, "eval.seed", lambda v: v >= 0, "0 or more")
+        require(config, key, is_count, "a whole number above 0")
+    require(config, "eval.seed", is_seed, "a whole number, 0 or more, below 2^32")
     for key in ("learning_rate", "tuning_rate", "clip", "init_scale", "softmax_init_scale"):
-        require(config, key, lambda v: math.isfinite(v) and v > 0, "a number above 0")
+        require(config, key, is_rate, "a number above 0")
     expected = "two or more different whole numbers, e.g. 1,2,3"
-    require(config, "seeds", lambda v: len(v) > 1 and _whole(v, 0), expected)
+    require(config, "seeds", lambda v: len(v) > 1 and distinct_integers(v), expected)
     expected = "different whole numbers above 0, e.g. 5,10,20"
-    require(config, "eval.examples", lambda v: len(v) > 0 and _whole(v, 1), expected)
+    require(config, "eval.examples", lambda v: distinct_integers(v) and min(v) > 0, expected)
     for key, choices in (("families", DEEP), ("online", ONLINE)):
         expected = f"different ones of {', '.join(choices)}"
         require(config, key, functools.partial(_distinct_of, choices), expected)
-
-
-def _whole(values: tuple[Any, ...], least: int) -> bool:
-    return all(type(v) is int and v >= least for v in values) and len(set(values)) == len(values)
 
 
 def _distinct_of(choices: tuple[str, ...], values: tuple[str, ...]) -> bool:

@@ -16,6 +16,8 @@ from icljax.errors import UserError
 # What stands for a character that a terminal's encoding lacks; "?" for all others.
 _PLAIN = str.maketrans({"±": "+/-", "…": "...", "→": "->", "≥": ">=", "≤": "<="})
 
+_LONGEST = 1200  # characters of a line that ends a command
+
 
 def set_up() -> None:
     """Lets standard output and errors take any text, whatever their encoding."""
@@ -52,6 +54,8 @@ def run(main: Callable[[], Any], other: Callable[[Exception], None] = lambda _: 
         sys.exit(main())
     except UserError as e:
         end(2, f"error: {one_line(e)}")
+    except MemoryError as e:
+        end(2, f"error: this machine's memory is full ({one_line(e)}); give smaller numbers")
     except KeyboardInterrupt:
         end(130, "interrupted; what is committed is kept, and the same command continues")
     except Exception as e:
@@ -80,4 +84,6 @@ def one_line(error: BaseException) -> str:
         where = [line.strip() for line in frames if "in get_config" in line]
         text = " ".join([before, last, *(f"({line})" for line in where[-1:])])
         text = text.replace("icljax.errors.UserError: ", "")
-    return " ".join(text.split())
+    text = " ".join(text.split())
+    # A value of a megabyte is not repeated; what was expected stands at the end.
+    return text if len(text) <= _LONGEST else f"{text[:400]} ... {text[-600:]}"
