@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from icljax import checkpoints, data, prompts, tasks
+from icljax import checkpoints, data, joins, prompts, tasks
 from icljax.config import CONTROLS
 from icljax.errors import UserError
 from icljax.prompts import Demonstrations, Encoder, Queries
@@ -28,6 +28,7 @@ class Job:
         selection, evaluation: batches of packed queries.
         selection_labels, labels: int32 [N], the place of each one's right candidate.
         rows: the evaluated examples' positions in their source split.
+        notes: where the tokens are not those of the whole text, a line each.
     """
 
     dataset: data.Dataset
@@ -40,6 +41,7 @@ class Job:
     evaluation: Queries
     labels: np.ndarray
     rows: np.ndarray
+    notes: tuple[str, ...]
 
 
 def prepare(
@@ -94,6 +96,14 @@ def prepare(
             f"Demonstrations used: {used} of {config.num_demonstrations} (what the data holds and "
             f"what fits in {limit} tokens), the same for ICL and FT."
         )
+    notes = joins.notes(
+        encoder,
+        joins.pieces(encoder.task, dataset.train, np.unique(np.concatenate(kept))),
+        joins.pieces(encoder.task, dataset.validation, rows)
+        + joins.pieces(encoder.task, select_from, selection_rows),
+    )
+    for line in notes:
+        note(line)
     pack = functools.partial(
         prompts.pack,
         tokens_per_batch=batch_tokens(config),
@@ -111,6 +121,7 @@ def prepare(
         evaluation=pack(queries),
         labels=dataset.validation.labels[rows],
         rows=dataset.validation.indices[rows],
+        notes=tuple(notes),
     )
 
 
@@ -146,7 +157,7 @@ def draw_selection(
 
 def demonstration_tokens(encoder: Encoder, split: data.Split, rows: np.ndarray) -> list[list[int]]:
     """Input and label tokens of each demonstration."""
-    queries = encoder.queries(split, rows)
+    queries = encoder.queries(split, rows, start=True)
     return [q.demonstration(split.labels[row]) for q, row in zip(queries, rows, strict=True)]
 
 
@@ -165,7 +176,7 @@ def changed_demonstrations(
             is one of `words` throughout; "shuffled_tokens": the tokens of each input in random
             order, its label still last.
     """
-    queries, labels = encoder.queries(split, rows), split.labels[rows]
+    queries, labels = encoder.queries(split, rows, start=True), split.labels[rows]
     if name == "permuted_labels":
         # In multiple choice an example may have fewer candidates than another's label counts.
         labels = rng.permutation(labels)
