@@ -238,12 +238,18 @@ def _read_table(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = _read_json(path)
     except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{path}: not valid JSON ({_said(e)}); fetch it again") from e
     if not isinstance(table, dict):
         raise UserError(f"{path}: not a JSON object but {type(table).__name__}; fetch it again")
     return table
+
+
+def _read_json(path: Path) -> Any:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text: ValueError
+    return value
 
 
 def _said(error: BaseException) -> str:
@@ -253,7 +259,7 @@ def _said(error: BaseException) -> str:
 def read_vocabulary(path: Path) -> dict[str, int]:
     """{token: id} of a vocab.json or encoder.json."""
     try:
-        ids = json.loads(path.read_text(encoding="utf-8"))
+        ids = _read_json(path)
         bad = next(((t, i) for t, i in ids.items() if type(i) is not int or i < 0), None)
     except (OSError, AttributeError, ValueError, RecursionError) as e:
         raise UserError(f"{path}: not a table of tokens to ids ({_said(e)}); fetch it again") from e

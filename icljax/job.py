@@ -98,7 +98,7 @@ def prepare(
         )
     notes = joins.notes(
         encoder,
-        joins.pieces(encoder.task, dataset.train, np.unique(np.concatenate(kept))),
+        [joins.pieces(encoder.task, dataset.train, rows) for rows in kept],
         joins.pieces(encoder.task, dataset.validation, rows)
         + joins.pieces(encoder.task, select_from, selection_rows),
     )

@@ -5,6 +5,7 @@ each join is compared with the tokens of the text around it: a few words, which 
 tokenizer looks, so the cost does not grow with the prompt.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from icljax.data import Split
 from icljax.prompts import Encoder, following
 from icljax.tasks import Task
 
-_NEAR = 3  # words on each side of a join
+_NEAR = 2  # words on each side of a join
 _START = (
     "BOS|text",
     "in every setting a text has the tokens that it has after a separator, so also alone after BOS",
@@ -54,6 +55,10 @@ class _Case(NamedTuple):
     used: list[int]
     written: list[int]
 
+    @property
+    def differs(self) -> bool:
+        return self.used != self.written
+
 
 def pieces(task: Task, split: Split, rows: np.ndarray) -> list[Piece]:
     """The texts of some rows."""
@@ -71,28 +76,33 @@ def pieces(task: Task, split: Split, rows: np.ndarray) -> list[Piece]:
     return out
 
 
-def notes(encoder: Encoder, shown: Sequence[Piece], asked: Sequence[Piece]) -> list[str]:
+def notes(encoder: Encoder, seeds: Sequence[Sequence[Piece]], asked: Sequence[Piece]) -> list[str]:
     """A line for each kind of join at which the tokens differ, with an example; none: no lines.
 
     Args:
-        shown: the demonstrations.
+        seeds: each seed's demonstrations, in their order.
         asked: the queries.
     """
-    cases = [
+    shown = [piece for pieces in seeds for piece in pieces]
+    cases: dict[tuple[str, str], dict[str, _Case]] = {
+        k: {} for k in (_START, _LEFT, _RIGHT, _ANSWER)
+    }
+    for case in (
         *_at_start(encoder, [*shown, *asked]),
-        *_at_separator(encoder, shown, asked),
+        *_at_separator(encoder, seeds, asked),
         *_at_answer(encoder, [*shown, *asked]),
-    ]
+    ):
+        known = cases[case.kind].setdefault(case.where, case)
+        if case.differs and not known.differs:
+            cases[case.kind][case.where] = case
     lines = []
-    for kind in (_START, _LEFT, _RIGHT, _ANSWER):
-        every = [case for case in cases if case.kind == kind]
-        differ = [case for case in every if case.used != case.written]
-        if differ:
+    for (join, why), examples in cases.items():
+        if differ := [case for case in examples.values() if case.differs]:
             used, written = _window(encoder, differ[0])
             lines.append(
-                f"Tokens at the join {kind[0]} are not those of the whole text in {len(differ)} of "
-                f"{len(every)}, e.g. {differ[0].where}: {used}, where the tokenizer writes "
-                f"{written} ({kind[1]})."
+                f"Tokens at the join {join} are not those of the whole text for {len(differ)} of "
+                f"{len(examples)} examples, as {differ[0].where}: {used}, where the tokenizer "
+                f"writes {written} ({why})."
             )
     return lines
 
@@ -105,28 +115,33 @@ def _at_start(encoder: Encoder, every: Sequence[Piece]) -> Iterable[_Case]:
 
 
 def _at_separator(
-    encoder: Encoder, shown: Sequence[Piece], asked: Sequence[Piece]
+    encoder: Encoder, seeds: Sequence[Sequence[Piece]], asked: Sequence[Piece]
 ) -> Iterable[_Case]:
     text = encoder.separator_text
     if text is None:  # a special token, which no text is joined with
         return
-    lefts = [*shown, *[shown[0]] * len(asked)]
-    rights = [*shown[1:], shown[0], *asked]
-    tails = [_tail(f"{left.prompt} {left.candidates[left.label]}".strip()) for left in lefts]
-    heads = [_head(right.prompt) for right in rights]
-    wholes = _encode(encoder, [t + text + h for t, h in zip(tails, heads, strict=True)])
-    starts, ends = _encode(encoder, tails), encoder.encode(heads)
-    for i, (whole, start, end) in enumerate(zip(wholes, starts, ends, strict=True)):
-        used = [*start, *encoder.separator, *end]
-        right_is_whole = not end or whole[-len(end) :] == end
-        left_is_whole = whole[: len(start)] == start
-        differs = used != whole
-        # Each demonstration is on the left once; each text on the right once.
-        if i < len(shown):
-            at_fault = differs and (right_is_whole or not left_is_whole)
-            yield _Case(_LEFT, lefts[i].where, used, whole if at_fault else used)
-        at_fault = differs and not right_is_whole
-        yield _Case(_RIGHT, rights[i].where, used, whole if at_fault else used)
+    pairs = [pair for pieces in seeds for pair in itertools.pairwise(pieces)]
+    last = {_tail(_answered(pieces[-1])): pieces[-1] for pieces in seeds}
+    pairs += itertools.product(last.values(), asked)
+    near = [(_tail(_answered(left)), _head(right.prompt)) for left, right in pairs]
+    ends = list(dict.fromkeys(near))
+    wholes = _encode(encoder, [tail + text + head for tail, head in ends])
+    tails = dict.fromkeys(tail for tail, _ in ends)
+    heads = dict.fromkeys(head for _, head in ends)
+    starts = dict(zip(tails, _encode(encoder, list(tails)), strict=True))
+    rests = dict(zip(heads, encoder.encode(list(heads)), strict=True))
+    whole_of = dict(zip(ends, wholes, strict=True))
+    for (left, right), (tail, head) in zip(pairs, near, strict=True):
+        start, rest, whole = starts[tail], rests[head], whole_of[tail, head]
+        used = [*start, *encoder.separator, *rest]
+        cut_left, cut_right = whole[: len(start)] == start, whole[len(whole) - len(rest) :] == rest
+        # Both ends may stand and what is between them differ: the left one has changed it.
+        yield _Case(_LEFT, left.where, used, used if cut_left and not cut_right else whole)
+        yield _Case(_RIGHT, right.where, used, used if cut_right else whole)
+
+
+def _answered(piece: Piece) -> str:
+    return f"{piece.prompt} {piece.candidates[piece.label]}".strip()
 
 
 def _at_answer(encoder: Encoder, every: Sequence[Piece]) -> Iterable[_Case]:

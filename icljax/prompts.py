@@ -136,11 +136,12 @@ class Encoder:
 
     def encode(self, texts: Sequence[str], first: bool = False) -> list[list[int]]:
         """Tokens of texts, each after a separator or, with `first`, at the start of a prompt."""
-        before = self.start if first else ""
-        if not first and self.separator_text is not None:
-            # With nothing between them, a text is at least not the first of the whole.
-            before = _WORD + (self.separator_text or _LINE_END)
-        return after(self.tokenizer, before, texts)
+        if first or self.separator_text is None:
+            return after(self.tokenizer, self.start if first else "", texts)
+        if not self.separator_text:  # a text is at least not the first of the whole
+            return after(self.tokenizer, _WORD + _LINE_END, texts)
+        start = [*_ids(self.tokenizer, _WORD), *self.separator]
+        return after(self.tokenizer, _WORD + self.separator_text, texts, start)
 
     def queries(self, split: Split, rows: np.ndarray, start: bool = False) -> list[Query]:
         """The queries of some rows; with `start`, the first of them is the start of a prompt.
@@ -177,9 +178,15 @@ def _multiple_choice(
     return Query(prompt, whole, tuple(map(len, read)))
 
 
-def after(tokenizer: Tokenizer, before: str, texts: Sequence[str]) -> list[list[int]]:
-    """Tokens of texts as they follow `before`; on its own, one that is not cut off from it."""
-    start = _ids(tokenizer, before)
+def after(
+    tokenizer: Tokenizer, before: str, texts: Sequence[str], start: list[int] | None = None
+) -> list[list[int]]:
+    """Tokens of texts as they follow `before`; on its own, one that is not cut off from it.
+
+    Args:
+        start: the tokens of `before` when something follows; None: as when nothing does.
+    """
+    start = _ids(tokenizer, before) if start is None else start
     wholes = tokenizer.encode_batch([before + t for t in texts], add_special_tokens=False)
     out = [whole.ids for whole in wholes]
     return [
@@ -246,12 +253,13 @@ def make_encoder(
 
 def _separator(tokenizer: Tokenizer, text: str) -> list[int]:
     """The tokens of a separator between two texts."""
-    left, (right,) = _ids(tokenizer, _WORD), after(tokenizer, _WORD + text, [_WORD])
-    whole = _ids(tokenizer, _WORD + text + _WORD)
-    middle = whole[len(left) : len(whole) - len(right)]
-    if [*left, *middle, *right] == whole:
-        return middle
-    return after(tokenizer, _WORD, [text])[0]  # one of its neighbours does not end where it starts
+    left, whole = _ids(tokenizer, _WORD), _ids(tokenizer, _WORD + text + _WORD)
+    for before in (text, _LINE_END):  # alone, line ends may be one token that a text splits
+        (right,) = after(tokenizer, _WORD + before, [_WORD])
+        middle = whole[len(left) : len(whole) - len(right)]
+        if [*left, *middle, *right] == whole:
+            return middle
+    return after(tokenizer, _WORD, [text])[0]  # it is one token with a text beside it
 
 
 def longest_query(queries: Sequence[Query], position: str = "answer") -> int:
