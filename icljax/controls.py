@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from icljax.chunks import Arrays, Chunks
 from icljax.config import CONTROLS
+from icljax.errors import named
 from icljax.grid import Chosen, Kept, Run, Tuned, committed_seeds_at_once, finetune_pieces
 from icljax.job import Job, control_names
 from icljax.model import DecoderConfig, Params, init_params
@@ -27,8 +28,13 @@ def reinitialize(params: Params, decoder: DecoderConfig, weights: str, seed: int
 
     Args:
         params: arrays; those that are not kept may be shapes with their shardings.
+        weights: one of `WEIGHTS`.
+
+    Raises:
+        UserError: for another name.
     """
-    if weights == "trained":
+    keep = named("weights", weights, WEIGHTS)
+    if keep is None:
         return params
 
     def init(key: jax.Array) -> Params:
@@ -38,11 +44,8 @@ def reinitialize(params: Params, decoder: DecoderConfig, weights: str, seed: int
 
     where = jax.tree.map(lambda x: x.sharding, params)
     fresh = jax.jit(init, out_shardings=where)(jax.random.key(seed))
-    if weights == "untrained":
-        return fresh
-
     return jax.tree_util.tree_map_with_path(
-        lambda path, new, old: old if is_kept(path) else new, fresh, params
+        lambda path, new, old: old if keep(path) else new, fresh, params
     )
 
 
@@ -60,6 +63,14 @@ def only_kept(params: Params) -> Params:
 def is_kept(path: tuple[Any, ...]) -> bool:
     """Whether "untrained_keep_embeddings" keeps the leaf at this path."""
     return any("embed" in p.key or "norm" in p.key for p in path)
+
+
+# Which weights there are, and which of the trained leaves they hold; None: all, as they are.
+WEIGHTS: dict[str, Callable[[tuple[Any, ...]], bool] | None] = {
+    "trained": None,
+    "untrained": lambda path: False,
+    "untrained_keep_embeddings": is_kept,
+}
 
 
 class Trained(NamedTuple):
@@ -89,19 +100,28 @@ def compare(
     advance: Callable[[int], None],
 ) -> dict[str, Comparison]:
     """The same comparison for every control of these kinds that the config asks for, by name."""
-    out = {}
-    for name in (n for n in control_names(config) if CONTROLS[n] in kinds):
-        if CONTROLS[name] == "update":
-            out[name] = _of_update(trained, name, config, chunks, advance)
-            continue
-        params, demonstrations = trained.params, trained.job.demonstrations
-        if CONTROLS[name] == "model":
-            params = reinitialize(params, decoder, name, config.metrics.seed)
-        else:
-            demonstrations = trained.job.changed[name]
-        rest = (config, chunks, advance)
-        out[name] = _refinetuned(trained, name, params, demonstrations, *rest)
-    return out
+    rest = (config, chunks, advance)
+    return {
+        name: named("control kind", CONTROLS[name], _KINDS)(trained, decoder, name, *rest)
+        for name in control_names(config)
+        if CONTROLS[name] in kinds
+    }
+
+
+def _of_model(
+    trained: Trained, decoder: DecoderConfig, name: str, config: ConfigDict, *rest: Any
+) -> Comparison:
+    """Other weights."""
+    params = reinitialize(trained.params, decoder, name, config.metrics.seed)
+    return _refinetuned(trained, name, params, trained.job.demonstrations, config, *rest)
+
+
+def _of_data(
+    trained: Trained, decoder: DecoderConfig, name: str, config: ConfigDict, *rest: Any
+) -> Comparison:
+    """Other demonstrations."""
+    demonstrations = named("data control", name, trained.job.changed)
+    return _refinetuned(trained, name, trained.params, demonstrations, config, *rest)
 
 
 def _refinetuned(
@@ -131,26 +151,17 @@ def _refinetuned(
 
 def _of_update(
     trained: Trained,
+    decoder: DecoderConfig,
     name: str,
     config: ConfigDict,
     chunks: Chunks,
     advance: Callable[[int], None],
 ) -> Comparison:
     """Another change of the weights in the place of what finetuning did to them."""
-    chosen, demonstrations = trained.chosen, trained.job.demonstrations
-    params, num_seeds = trained.params, len(config.seeds)
-    if name == "other_seed":
-
-        def finetuned(seeds: Sequence[int]) -> Tuned:
-            return chosen.finetuned([(seed + 1) % num_seeds for seed in seeds])
-    else:
-
-        def finetuned(seeds: Sequence[int]) -> Tuned:
-            leaves, queries = chosen.finetuned(seeds)
-            numbers = np.asarray(seeds, np.int32)
-            return perturbed(key_value(params), leaves, numbers, config.metrics.seed), queries
-
-    out = _compared(trained, name, params, demonstrations, finetuned, chunks, advance)
+    change = named("update control", name, _UPDATES)
+    finetuned = functools.partial(change, trained, config)
+    demonstrations = trained.job.demonstrations
+    out = _compared(trained, name, trained.params, demonstrations, finetuned, chunks, advance)
     # No training token has a part in this change, so there is nothing to rank.
     ranks = {
         field: np.full_like(values, np.nan)
@@ -158,6 +169,22 @@ def _of_update(
         if field.startswith(("kendall", "recall"))
     }
     return out._replace(similarity=out.similarity._replace(**ranks))
+
+
+def _other_seed(trained: Trained, config: ConfigDict, seeds: Sequence[int]) -> Tuned:
+    """What the next seed's demonstrations did."""
+    return trained.chosen.finetuned([(seed + 1) % len(config.seeds) for seed in seeds])
+
+
+def _perturbation(trained: Trained, config: ConfigDict, seeds: Sequence[int]) -> Tuned:
+    """A random change of the same size."""
+    leaves, queries = trained.chosen.finetuned(seeds)
+    numbers = np.asarray(seeds, np.int32)
+    return perturbed(key_value(trained.params), leaves, numbers, config.metrics.seed), queries
+
+
+_KINDS = {"model": _of_model, "data": _of_data, "update": _of_update}
+_UPDATES = {"other_seed": _other_seed, "perturbation": _perturbation}
 
 
 @functools.partial(jax.jit, static_argnames="seed")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from icljax import bpe, data, workdir
+from icljax import assets, bpe, data, workdir
 from icljax.errors import UserError
 
 END = "<|endoftext|>"  # before each document, and after the last; BOS and EOS of the model
@@ -93,6 +93,11 @@ def load(
     return Corpus(
         streams["train"], streams["validation"], tokenizer, end, json.loads(about.read_text())
     )
+
+
+def num_ids(tokenizer: Tokenizer) -> int:
+    """Rows of an embedding that has every token; ids may leave some out."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
@@ -207,7 +212,7 @@ def _kept(count: int, share: float) -> int:
 
 def _paths(names: str) -> Iterator[Path]:
     for name in names.split(","):
-        path = Path(name.strip()).expanduser()
+        path = assets.user_path(name.strip(), "config.text.source text:")
         found = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
         if not found or not path.exists():
             raise UserError(

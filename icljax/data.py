@@ -452,7 +452,7 @@ def _read_reviews(path: Path, part: str) -> list[dict[str, Any]]:
 
 
 def _open_jsonl(name: str) -> Source:
-    folder = Path(name).expanduser()
+    folder = assets.user_path(name, "data source jsonl:")
     if not folder.is_dir():
         raise UserError(
             f"data source 'jsonl:{name}': no such folder; expected one with train.jsonl and "

@@ -502,15 +502,13 @@ def summarize_forms(name: str, found: Results) -> list[Results]:
 # --------------------------------------------------------------------------------------- experiment
 
 
+@workdir.one_job
 def run(config: ConfigDict, path: Path, console: Console) -> Results:
     """Measures every equality, or returns what the folder already holds.
 
     Raises:
         UserError: for whatever is wrong with what the user gave.
     """
-    done = workdir.open_workdir(path, config)
-    if done is not None:
-        return done
     found = kinds(config)
     rows = [(name, variant) for name in found for variant in config.variants]
     # Elsewhere than on a CPU, float32 products are rounded to less unless it is asked for.

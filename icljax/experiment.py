@@ -10,9 +10,20 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from icljax import checkpoints, controls, mixing, report, results, runtime, sharding, workdir
+from icljax import (
+    answers,
+    checkpoints,
+    controls,
+    mixing,
+    report,
+    results,
+    runtime,
+    sharding,
+    workdir,
+)
 from icljax.chunks import Chunks
 from icljax.config import validate
+from icljax.errors import UserError
 from icljax.grid import Kept, committed_seeds_at_once, finetune_grid
 from icljax.job import Job, control_names, prepare
 from icljax.job import fingerprint as job_fingerprint
@@ -31,16 +42,20 @@ from icljax.report import show
 
 __all__ = ["run", "show", "validate"]
 
+# Why a model whose weights are finite gives no number.
+OVERFLOW = (
+    "activations overflow (give --config.dtype=float32 if it was not), "
+    "or config.json is not this model's; see what is special about this text"
+)
 
+
+@workdir.one_job
 def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
     """Runs a job into a folder, or returns the results that it already left there.
 
     Raises:
         UserError: for whatever is wrong with what the user gave.
     """
-    done = workdir.open_workdir(path, config)
-    if done is not None:
-        return done
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     with Stages(console) as stages, runtime.ending_after_commits():
         with stages.stage("model", "model (fetched and converted once)", 1) as bar:
@@ -90,6 +105,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
                 lambda batch, read: chunks.once(f"compare-{batch}", read),
                 advance,
             )
+            check_defined(job, comparison, config)
             best_seed = select_seed(programs, params, job, comparison, at_once, config)
         compared: dict[str, Comparison] = {}
         if names := control_names(config):
@@ -103,12 +119,16 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
                 params = controls.only_kept(params)
                 trained = trained._replace(params=params)
                 compared |= controls.compare(trained, decoder, ("model",), *rest)
+        left_out = leave_out_undefined(job, compared, config)
+        for line in left_out:
+            stages.note(line, style="bold")
 
         with stages.stage("report", "statistics, report and figures", 1):
             arrays = results.example_arrays(job, comparison)
             summary = results.summarize(
                 config, checkpoint, job, chosen, arrays, best_seed, compared
             )
+            summary["controls_left_out"] = left_out
             summary["seconds"] = stages.seconds
             if runtime.is_first():
                 with workdir.writing(path):
@@ -151,6 +171,34 @@ def compute_dtype(config: ConfigDict) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
+def check_defined(job: Job, comparison: Comparison, config: ConfigDict) -> None:
+    """Raises a UserError that names an example, where any setting has no number to count."""
+    names = [job.names[i] for i in comparison.example]
+    causes = {
+        "zero-shot": (comparison.logprob_zsl, OVERFLOW),
+        "in-context": (comparison.logprob_icl, OVERFLOW),
+        "the finetuned model": (
+            comparison.logprob_ft,
+            "finetuning went too far; give smaller --config.finetune.learning_rates, in another "
+            "--workdir",
+        ),
+    }
+    for setting, (logprob, cause) in causes.items():
+        answers.check(setting, logprob, names, config.seeds, cause)
+
+
+def leave_out_undefined(job: Job, compared: dict[str, Comparison], config: ConfigDict) -> list[str]:
+    """Takes out the controls that have no number somewhere, and says so: the job itself stands."""
+    left_out = []
+    for name, comparison in list(compared.items()):
+        try:
+            check_defined(job, comparison, config)
+        except UserError as e:
+            left_out.append(f"control {name} is left out: {e}")
+            del compared[name]
+    return left_out
+
+
 def select_seed(
     programs: Programs,
     params: Params,
@@ -168,7 +216,8 @@ def select_seed(
         groups = seed_groups(len(config.seeds), at_once)
         read = functools.partial(_read_states, programs, params, job)
         logprob = np.concatenate([read(group) for group in groups])[: len(config.seeds)]
-    accuracy = np.mean(logprob.argmax(-1) == job.selection_labels, -1)
+        answers.check("in-context", logprob, job.selection_names, config.seeds, OVERFLOW)
+    accuracy = np.mean(answers.chosen(logprob) == job.selection_labels, -1)
     return int(accuracy.argmax()), accuracy.tolist()
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,8 +13,9 @@ from ml_collections import ConfigDict
 
 from icljax import checkpoints, data, joins, prompts, tasks
 from icljax.config import CONTROLS
-from icljax.errors import UserError
-from icljax.prompts import Demonstrations, Encoder, Queries
+from icljax.errors import UserError, named
+from icljax.model import DecoderConfig
+from icljax.prompts import Demonstrations, Encoder, Queries, Query
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Job:
         used: demonstrations that fitted, for each seed.
         selection, evaluation: batches of packed queries.
         selection_labels, labels: int32 [N], the place of each one's right candidate.
+        selection_names, names: what each example is called in errors.
         rows: the evaluated examples' positions in their source split.
         notes: where the tokens are not those of the whole text, a line each.
     """
@@ -38,8 +42,10 @@ class Job:
     used: list[int]
     selection: Queries
     selection_labels: np.ndarray
+    selection_names: list[str]
     evaluation: Queries
     labels: np.ndarray
+    names: list[str]
     rows: np.ndarray
     notes: tuple[str, ...]
 
@@ -54,23 +60,23 @@ def prepare(
     """
     task = tasks.get_task(config.task, config.template, config.answers, config.data.choices)
     dataset = data.load(config.data, task)
-    ids = {"<bos>": checkpoint.bos, "<eos>": checkpoint.eos}
-    encoder = prompts.make_encoder(
-        checkpoint.tokenizer, task, config.prompt.bos, config.prompt.separator, ids
-    )
+    encoder = make_encoder(config, checkpoint, task)
     balanced = config.data.balanced
     drawn = [
         data.draw(dataset.train, config.num_demonstrations, seed, balanced) for seed in config.seeds
     ]
     rows = data.draw(dataset.validation, config.eval.num_examples, config.eval.seed, balanced)
     select_from, selection_rows = draw_selection(config, dataset, drawn, rows)
-    queries = encoder.queries(dataset.validation, rows)
-    selection = encoder.queries(select_from, selection_rows)
+    vocab_size = checkpoint.config.vocab_size
+    queries = readable_queries(encoder, dataset.validation, rows, vocab_size)
+    selection = readable_queries(encoder, select_from, selection_rows, vocab_size)
 
-    limit = config.prompt.max_length or checkpoint.config.context_length
+    limit = context_limit(config, checkpoint.config)
     reserved = prompts.longest_query(queries + selection, config.record_position)
     fit = functools.partial(prompts.fit, encoder=encoder, reserved=reserved, max_length=limit)
-    demonstrations = [fit(demonstration_tokens(encoder, dataset.train, rows)) for rows in drawn]
+    demonstrations = [
+        fit(demonstration_tokens(encoder, dataset.train, rows, vocab_size)) for rows in drawn
+    ]
     used = [len(d) for d in demonstrations]
     kept = [rows[:count] for rows, count in zip(drawn, used, strict=True)]
     words = other_words(task, config.controls.answers_of)
@@ -118,11 +124,97 @@ def prepare(
         used=used,
         selection=pack(selection),
         selection_labels=select_from.labels[selection_rows],
+        selection_names=_names(select_from, selection_rows),
         evaluation=pack(queries),
         labels=dataset.validation.labels[rows],
+        names=_names(dataset.validation, rows),
         rows=dataset.validation.indices[rows],
         notes=tuple(notes),
     )
+
+
+def make_encoder(
+    config: ConfigDict, checkpoint: checkpoints.Checkpoint, task: tasks.Task
+) -> Encoder:
+    """How the task's texts become tokens, with the fixed ones checked.
+
+    Raises:
+        UserError: for an answer, separator or BOS that the model cannot read.
+    """
+    ids = {"<bos>": checkpoint.bos, "<eos>": checkpoint.eos}
+    encoder = prompts.make_encoder(
+        checkpoint.tokenizer, task, config.prompt.bos, config.prompt.separator, ids
+    )
+    fixed = {"prompt.bos": encoder.bos, "prompt.separator": encoder.separator}
+    fixed |= {
+        f"answer {a!r}": tokens for a, tokens in zip(task.answers, encoder.answers, strict=True)
+    }
+    for what, tokens in fixed.items():
+        check_ids(what, tokens, encoder, checkpoint.config.vocab_size)
+    return encoder
+
+
+def check_ids(what: str, ids: Iterable[int], encoder: Encoder, vocab_size: int) -> None:
+    """Raises a UserError for a token that the model's embedding does not have.
+
+    Its embedding would be NaN, or another token's.
+    """
+    largest = max(ids, default=0)
+    if largest >= vocab_size:
+        raise UserError(
+            f"{what} has the token {encoder.tokenizer.id_to_token(largest)!r} of id {largest}, but "
+            f"the model's embedding ends with id {vocab_size - 1}; give the tokenizer that belongs "
+            "to the model, or another text"
+        )
+
+
+def readable_queries(
+    encoder: Encoder, split: data.Split, rows: np.ndarray, vocab_size: int, start: bool = False
+) -> list[Query]:
+    """The queries of some rows, each of which the model can read; `start` as in the encoder.
+
+    Raises:
+        UserError: for a prompt without tokens (it has no answer position), or with tokens that the
+            model does not have.
+    """
+    queries = encoder.queries(split, rows, start)
+    for query, row in zip(queries, rows, strict=True):
+        if not query.prompt:
+            raise UserError(
+                f"{_names(split, [row])[0]}: the prompt {encoder.task.prompt(split.fields[row])!r} "
+                "has no tokens; leave the example out, or give a --config.template with words"
+            )
+        ids = itertools.chain(query.prompt, *query.candidates)
+        check_ids(_names(split, [row])[0], ids, encoder, vocab_size)
+    return queries
+
+
+def _names(split: data.Split, rows: Sequence[int] | np.ndarray) -> list[str]:
+    return [f"example {split.indices[row]} (from 0) of split {split.name!r}" for row in rows]
+
+
+def context_limit(config: ConfigDict, decoder: DecoderConfig) -> int:
+    """Tokens that a prompt and its query may have.
+
+    Raises:
+        UserError: for more than the model's context, unless the config allows it and the model's
+            positions are computed.
+    """
+    wanted, context = config.prompt.max_length, decoder.context_length
+    if wanted <= context:
+        return wanted or context
+    if decoder.positions == "learned":
+        raise UserError(
+            f"config.prompt.max_length is {wanted}, but the model has {context} learned positions; "
+            f"expected at most {context}, or 0 for all of them: --config.prompt.max_length=0"
+        )
+    if not config.prompt.beyond_context:
+        raise UserError(
+            f"config.prompt.max_length is {wanted}, but the model was made for {context} tokens; "
+            "expected at most that, or 0 for it; to go beyond it all the same, give "
+            "--config.prompt.beyond_context=True"
+        )
+    return wanted
 
 
 def fingerprint(job: Job) -> str:
@@ -155,9 +247,11 @@ def draw_selection(
     )
 
 
-def demonstration_tokens(encoder: Encoder, split: data.Split, rows: np.ndarray) -> list[list[int]]:
+def demonstration_tokens(
+    encoder: Encoder, split: data.Split, rows: np.ndarray, vocab_size: int
+) -> list[list[int]]:
     """Input and label tokens of each demonstration."""
-    queries = encoder.queries(split, rows, start=True)
+    queries = readable_queries(encoder, split, rows, vocab_size, start=True)
     return [q.demonstration(split.labels[row]) for q, row in zip(queries, rows, strict=True)]
 
 
@@ -172,22 +266,48 @@ def changed_demonstrations(
     """Demonstrations as a data control changes them.
 
     Args:
-        name: "permuted_labels": they exchange their labels at random; "other_answers": each label
-            is one of `words` throughout; "shuffled_tokens": the tokens of each input in random
-            order, its label still last.
+        name: one of `_CHANGES`.
+        words: the answers that "other_answers" puts in.
+
+    Raises:
+        UserError: for another name.
     """
-    queries, labels = encoder.queries(split, rows, start=True), split.labels[rows]
-    if name == "permuted_labels":
-        # In multiple choice an example may have fewer candidates than another's label counts.
-        labels = rng.permutation(labels)
-        pairs = zip(queries, labels, strict=True)
-        return [q.demonstration(label % len(q.candidates)) for q, label in pairs]
-    if name == "shuffled_tokens":
-        queries = [q._replace(prompt=rng.permutation(q.prompt).tolist()) for q in queries]
-        return [q.demonstration(label) for q, label in zip(queries, labels, strict=True)]
+    change = named("data control", name, _CHANGES)
+    queries = encoder.queries(split, rows, start=True)
+    return change(encoder, queries, split.labels[rows], rng, words)
+
+
+def _permuted_labels(
+    encoder: Encoder, queries: list[Query], labels: np.ndarray, rng: np.random.Generator, _: Any
+) -> list[list[int]]:
+    """They exchange their labels at random."""
+    # In multiple choice an example may have fewer candidates than another's label counts.
+    pairs = zip(queries, rng.permutation(labels), strict=True)
+    return [q.demonstration(label % len(q.candidates)) for q, label in pairs]
+
+
+def _shuffled_tokens(
+    encoder: Encoder, queries: list[Query], labels: np.ndarray, rng: np.random.Generator, _: Any
+) -> list[list[int]]:
+    """The tokens of each input in random order, its label still last."""
+    queries = [q._replace(prompt=rng.permutation(q.prompt).tolist()) for q in queries]
+    return [q.demonstration(label) for q, label in zip(queries, labels, strict=True)]
+
+
+def _other_answers(
+    encoder: Encoder, queries: list[Query], labels: np.ndarray, _: Any, words: Sequence[str]
+) -> list[list[int]]:
+    """Each label is one of `words` throughout."""
     answers = prompts.answer_tokens(encoder.tokenizer, encoder.task.template, words)
-    named = labels % len(words)
-    return [[*q.prompt, *answers[label]] for q, label in zip(queries, named, strict=True)]
+    named_so = labels % len(words)
+    return [[*q.prompt, *answers[label]] for q, label in zip(queries, named_so, strict=True)]
+
+
+_CHANGES = {
+    "permuted_labels": _permuted_labels,
+    "shuffled_tokens": _shuffled_tokens,
+    "other_answers": _other_answers,
+}
 
 
 def other_words(task: tasks.Task, name: str) -> tuple[str, ...]:

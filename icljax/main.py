@@ -3,25 +3,25 @@
 python -m icljax.main --config=configs/mr.py --workdir=DIR
 
 Exit codes: 0 done; 2 a mistake, told in one line; 75 asked to stop (SIGTERM), and all that was done
-is committed: the same command continues; 76 another process of the job was lost: run the job again
-(134 where JAX's own service notices first, by a missing heartbeat, and aborts).
+is committed: the same command continues; 130 interrupted by Ctrl-C; 76 another process of the job
+was lost: run the job again (134 where JAX's own service notices first, by a missing heartbeat, and
+aborts).
 """
 
 import logging
 import os
-import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
-from rich.console import Console
 
+from icljax import terminal
 from icljax.errors import UserError
+from icljax.terminal import Console, one_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Job, e.g. configs/mr.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this job's results.")
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError(f"--config and --workdir are both needed; usage: {_USAGE}")
     # These take a second to import, which a mistake in the flags should not cost.
-    from icljax import config, runtime
+    from icljax import assets, config, runtime
 
     absl_logging.set_verbosity(absl_logging.WARNING)  # not every step of writing a checkpoint
     if _DISTRIBUTED.value or _COORDINATOR.value:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
             "leave out --distributed and --coordinator"
         )
     runtime.set_up()
-    path = Path(_WORKDIR.value).expanduser()
+    path = assets.user_path(_WORKDIR.value, "--workdir")
     experiment.show(experiment.run(_CONFIG.value, path, console), path, console)
 
 
@@ -100,35 +100,22 @@ def _mistake(error: Exception) -> str:
     return one_line(error) if isinstance(error, flags.Error | TypeError | ValueError) else ""
 
 
-def one_line(error: BaseException) -> str:
-    """The error's message without line breaks; of a traceback in it, the last line alone."""
-    text = (str(error.args[0]) if error.args else str(error)).replace("\\n", "\n")
-    before, mark, trace = text.partition("Traceback (most recent call last):")
-    if mark:  # of a config's file, by ml_collections
-        *frames, last = trace.strip().splitlines()
-        where = [line.strip() for line in frames if "in get_config" in line]
-        text = " ".join([before, last, *(f"({line})" for line in where[-1:])])
-        text = text.replace("icljax.errors.UserError: ", "")
-    return " ".join(text.split())
-
-
 def run() -> None:
     """The console entry point: one line and an exit code, where a job does not come to its end."""
     logging.getLogger("jax").setLevel(logging.WARNING)  # absl shows INFO: probing for a TPU
     # XLA:CPU warns on standard error that a cached program names more CPU features than it knows.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        app.run(main, flags_parser=parse)
-    except UserError as e:
-        _end(2, f"error: {one_line(e)}")
-    except Exception as e:
-        code, line = _outside(e)
-        if code:
-            _end(code, line)
-        if not _COORDINATOR.value and not _DISTRIBUTED.value:
-            raise
+    terminal.run(lambda: app.run(main, flags_parser=parse), _end_from_outside)
+
+
+def _end_from_outside(error: Exception) -> None:
+    """Ends the process for what ended the job from outside it, or one process of several."""
+    code, line = _outside(error)
+    if code:
+        terminal.end(code, line)
+    if _COORDINATOR.value or _DISTRIBUTED.value:
         traceback.print_exc()
-        _end(1, "error: a mistake of ours in one process ends the job; see above")
+        terminal.end(1, "error: a mistake of ours in one process ends the job; see above")
 
 
 def _outside(error: Exception) -> tuple[int, str]:
@@ -149,13 +136,6 @@ def _outside(error: Exception) -> tuple[int, str]:
             "the job again"
         )
     return 0, ""
-
-
-def _end(code: int, line: str) -> None:
-    """Ends at once: a process of several must not wait for one that is gone."""
-    print(f"icljax: {line}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -428,7 +428,7 @@ def topk_recall(x: ArrayLike, y: ArrayLike, k: int, mask: ArrayLike | None = Non
       mask: [T] or [..., T] bool, True at items that take part; None: all.
 
     Returns:
-      [...] float32, in 0..1; NaN where no item takes part.
+      [...] float32, in 0..1; NaN where no item takes part, or a NaN does.
 
     Raises:
       UserError: the shapes differ, `mask` does not broadcast, or k is below 1.
@@ -443,7 +443,9 @@ def topk_recall(x: ArrayLike, y: ArrayLike, k: int, mask: ArrayLike | None = Non
     shared = jnp.any(top_x[..., :, None] == top_y[..., None, :], axis=-1)
     shared &= jnp.take_along_axis(keep, top_x, axis=-1)
     possible = jnp.minimum(k, jnp.sum(keep, axis=-1))
-    return jnp.sum(shared, axis=-1).astype(jnp.float32) / possible.astype(jnp.float32)
+    undefined = jnp.any(keep & (jnp.isnan(x) | jnp.isnan(y)), axis=-1)  # top_k puts NaN first
+    share = jnp.sum(shared, axis=-1).astype(jnp.float32) / possible.astype(jnp.float32)
+    return jnp.where(undefined, jnp.nan, share)
 
 
 # ------------------------------------------------------------------- baselines and calibration

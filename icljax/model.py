@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from icljax.attention import Kind, Memory
+from icljax.errors import check_known
 from icljax.mixing import LEARNABLE, Past, Prefix, mix
 
 Params = dict[str, Any]
@@ -36,6 +37,13 @@ MLPS: dict[str, tuple[Callable[[jax.Array], jax.Array], bool]] = {
     "gelu_new": (functools.partial(nn.gelu, approximate=True), False),
     "gelu": (functools.partial(nn.gelu, approximate=False), False),
     "relu": (nn.relu, False),
+}
+
+# What DecoderConfig's fields of these names may be.
+_NAMES = {
+    "norm": ("rms", "layer"),
+    "block": ("sequential", "parallel", "shared_norm"),
+    "mlp": tuple(MLPS),
 }
 
 
@@ -108,6 +116,13 @@ class DecoderConfig:
     tied: bool = True
     dtype: str = "float32"
     remat: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises a UserError for a name that the decoder does not have."""
+        for field, known in _NAMES.items():
+            check_known(field, getattr(self, field), known)
+        if self.rope is None:
+            check_known("positions", cast(str, self.positions), ("learned", "sinusoidal"))
 
     @property
     def rope(self) -> Rope | None:

@@ -40,6 +40,9 @@ def write(paths: Sequence[Path], out: Path) -> list[Path]:
     if (out / workdir.RESULTS).exists():
         raise UserError(f"{out} holds the report of one job; give another folder with --out=DIR")
     groups = read(paths)
+    with workdir.writing(out):
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+    workdir.check_writable(out / HTML)
     tables, drawn = all_tables(groups), [f for g in main_groups(groups) for f in figures(g)]
     drawn += layer_causal_figures(groups)
     files = {
@@ -49,7 +52,6 @@ def write(paths: Sequence[Path], out: Path) -> list[Path]:
         **{f"figures/{f.key}.svg": charts.standalone(f.panels, f.legend, f.title) for f in drawn},
     }
     with workdir.writing(out):
-        (out / "figures").mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             workdir.write_atomically(out / name, text.encode())
     return [out / name for name in list(files)[:3]]

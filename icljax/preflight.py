@@ -22,11 +22,9 @@ import logging
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -35,10 +33,10 @@ from absl import app, flags
 from jax.experimental import topologies
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.table import Table
 
 from icljax import (
+    assets,
     checkpoints,
     families,
     hardware,
@@ -47,14 +45,19 @@ from icljax import (
     pretrain,
     programs,
     sharding,
+    tasks,
+    terminal,
     train,
+    workdir,
 )
 from icljax import config as config_lib
+from icljax import job as job_lib
 from icljax import main as main_lib
 from icljax.architectures import ARCHITECTURES
 from icljax.errors import UserError
 from icljax.hardware import Topology
 from icljax.model import DecoderConfig
+from icljax.terminal import Console
 from icljax.workload import (
     Call,
     Work,
@@ -222,7 +225,7 @@ def make_job(config: ConfigDict, options: Options) -> Job:
             "or pretrain, e.g. --config=configs/sst2.py"
         )
     config.eval.tokens_per_batch = config.eval.tokens_per_batch or _TOKENS_PER_BATCH
-    decoder = model_decoder(config.model)
+    decoder = model_decoder(config)
     decoder = dataclasses.replace(
         decoder,
         dtype=config.dtype,
@@ -233,19 +236,23 @@ def make_job(config: ConfigDict, options: Options) -> Job:
     return Job(config, decoder, make_work(config, decoder, tokens))
 
 
-def model_decoder(name: str) -> DecoderConfig:
-    """A published architecture by its name, or that of a checkpoint.
+def model_decoder(config: ConfigDict) -> DecoderConfig:
+    """That of a published architecture by its name, or of a checkpoint, which can be read.
 
     Raises:
-        UserError: for an unknown name.
+        UserError: for an unknown name, or fixed texts that the checkpoint cannot read.
     """
+    name = config.model
     if name in ARCHITECTURES:
         return families.decoder_config(ARCHITECTURES[name], name)
     try:
-        return checkpoints.open_checkpoint(name).config
+        checkpoint = checkpoints.open_checkpoint(name)
     except UserError as e:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"{e}; or one of the architectures {known}") from e
+    task = tasks.get_task(config.task, config.template, config.answers, config.data.choices)
+    job_lib.make_encoder(config, checkpoint, task)
+    return checkpoint.config
 
 
 def examine(job: Job, topology: Topology, options: Options) -> Report:
@@ -660,6 +667,9 @@ def main(argv: Sequence[str]) -> int:
     if config is None or not _TOPOLOGY.value:
         raise UserError(f"--config and --topology are both needed; usage: {_USAGE}")
     topology = hardware.parse(_TOPOLOGY.value)
+    out = assets.user_path(_JSON.value, "--json") if _JSON.value else None
+    if out:
+        workdir.check_writable(out)
     import_module(config_lib.experiment_module(config)).validate(config)
     given = flags.FLAGS["config.mesh.model"].present if "config.mesh.model" in flags.FLAGS else 0
     options = Options(
@@ -673,8 +683,9 @@ def main(argv: Sequence[str]) -> int:
     )
     set_up()
     report = examine(make_job(config, options), topology, options)
-    if _JSON.value:
-        Path(_JSON.value).expanduser().write_text(json.dumps(as_json(report), indent=1) + "\n")
+    if out:
+        with workdir.writing(out):
+            workdir.write_atomically(out, (json.dumps(as_json(report), indent=1) + "\n").encode())
     console = Console()
     if not console.is_terminal:
         console.width = _WIDTH
@@ -683,13 +694,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """The console entry point: exit code 2 and one line for a user's mistake."""
+    """The console entry point."""
     logging.getLogger("jax").setLevel(logging.WARNING)
-    try:
-        app.run(main, flags_parser=main_lib.parse)
-    except UserError as e:
-        print(f"icljax: error: {main_lib.one_line(e)}", file=sys.stderr)
-        sys.exit(2)
+    terminal.run(lambda: app.run(main, flags_parser=main_lib.parse))
 
 
 if __name__ == "__main__":

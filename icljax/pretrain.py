@@ -21,6 +21,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from icljax import (
+    answers,
     checkpoints,
     corpus,
     export,
@@ -218,15 +219,13 @@ def _implementation(config: ConfigDict) -> str:
     return "xla" if name == "auto" and split_up else name
 
 
+@workdir.one_job
 def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
     """Trains every variant and seed that `path` does not hold yet, and compares them.
 
     Raises:
         UserError: for whatever is wrong with what the user gave.
     """
-    done = workdir.open_workdir(path, config)
-    if done is not None:
-        return done
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     with Stages(console) as stages, runtime.ending_after_commits():
         with stages.stage("corpus", "text and tokens", 1):
@@ -259,7 +258,7 @@ def _tokenizer(name: str) -> Tokenizer | None:
 
 def _prepare_tasks(config: ConfigDict, text: Corpus, stages: Stages) -> dict[str, Job]:
     """The classification tasks, laid out for models with this tokenizer and context."""
-    decoder = decoder_config(config, split(config.variants)[0], text.tokenizer.get_vocab_size())
+    decoder = decoder_config(config, split(config.variants)[0], corpus.num_ids(text.tokenizer))
     like = checkpoints.Checkpoint("", Path(), decoder, text.tokenizer, text.end, text.end)
     jobs = {}
     with stages.stage("tasks", "classification tasks", 1):
@@ -288,7 +287,7 @@ def _variant_runs(
     bar: Bar,
 ) -> list[dict[str, Any]]:
     """The results of one variant's seeds; those that `path` holds are read, not trained again."""
-    decoder = decoder_config(config, variant, text.tokenizer.get_vocab_size())
+    decoder = decoder_config(config, variant, corpus.num_ids(text.tokenizer))
     programs = train_lib.make_programs(decoder, config.train, mesh, config.eval.curve_points)
     readers = {name: _reader(decoder, job, mesh) for name, job in jobs.items()}
     out = []
@@ -299,12 +298,23 @@ def _variant_runs(
             bar(config.train.steps)
             continue
         state = _train(config, text, programs, folder, seed, bar)
+        _check_losses(np.asarray(state.losses), f"variant {variant}, seed {seed}")
         result = _measure(config, text, programs, decoder, state)
         result["accuracy"] = {name: read(state.params) for name, read in readers.items()}
         export.save(folder / "model", decoder, state.params, text.tokenizer, text.end, text.end)
         workdir.write_atomically(folder / RUN_RESULT, json.dumps(result, indent=1).encode())
         out.append(result)
     return out
+
+
+def _check_losses(losses: np.ndarray, what: str) -> None:
+    """Raises a UserError where training has diverged."""
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if len(bad):
+        raise UserError(
+            f"{what}: the training loss is not finite from step {bad[0] + 1} on; give a smaller "
+            "--config.train.learning_rate, in another --workdir"
+        )
 
 
 def run_name(variant: str, seed: int) -> str:
@@ -392,8 +402,10 @@ def _reader(decoder: DecoderConfig, job: Job, mesh: Mesh) -> Callable[[Params], 
     def accuracies(setting: str, params: Params, states: State) -> dict[str, list[float]]:
         score = functools.partial(programs.score_states, params, states)
         logprob = read_all(score, job.evaluation, mesh, lambda: None, by_row=True)
-        scores = {setting: logprob, f"{setting} calibrated": np.asarray(metrics.calibrate(logprob))}
-        return {n: np.mean(x.argmax(-1) == job.labels, -1).tolist() for n, x in scores.items()}
+        scores = {setting: logprob}
+        if job.encoder.answers:  # in multiple choice each example has its own candidates
+            scores[f"{setting} calibrated"] = np.asarray(metrics.calibrate(logprob))
+        return {n: np.mean(answers.chosen(x) == job.labels, -1).tolist() for n, x in scores.items()}
 
     def read(params: Params) -> dict[str, list[float]]:
         nothing = programs.encode(params, bos, jnp.ones(bos.shape, bool))

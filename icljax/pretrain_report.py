@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 Results = dict[str, Any]
 
-SETTINGS = ("zsl", "icl", "zsl calibrated", "icl calibrated")
-
 # Okabe and Ito's colours, the first for the variant that others are compared with.
 COLORS = ("#333333", "#0072B2", "#E69F00", "#CC4778", "#009E73", "#56B4E9", "#D55E00")
 
@@ -39,8 +37,8 @@ def summarize(config: ConfigDict, text: Corpus, runs: dict[str, list[Results]]) 
         "reference": next(iter(runs)),
         "perplexity": _compared(runs, list(first[0]["perplexity"]), _perplexity),
         "accuracy": {
-            task: _compared(runs, list(SETTINGS), lambda run, s, task=task: _accuracy(run, task, s))
-            for task in first[0]["accuracy"]
+            task: _compared(runs, list(of), lambda run, s, task=task: _accuracy(run, task, s))
+            for task, of in first[0]["accuracy"].items()
         },
         "curves": {
             "steps": evaluation_steps(config.train, config.eval.curve_points).tolist(),
@@ -144,9 +142,10 @@ def conclusions(results: Results) -> list[str]:
         for variant, rows in list(results["perplexity"].items())[1:]
     ]
     for task, table in results["accuracy"].items():
-        what = f"calibrated in-context accuracy on {task}, %"
+        best = next(s for s in ("icl calibrated", "icl") if s in next(iter(table.values())))
+        what = f"{best.removeprefix('icl')} in-context accuracy on {task}, %".strip()
         lines += [
-            _conclusion(variant, rows["icl calibrated"]["difference"], what, 1, 1)
+            _conclusion(variant, rows[best]["difference"], what, 1, 1)
             for variant, rows in list(table.items())[1:]
         ]
     return lines
@@ -276,7 +275,7 @@ def show(results: Results, path: Path, console: Console) -> None:
     shown = [n for n in names if n.startswith("validation") or n == _longest(names, "train")]
     _show_table(console, "Perplexity", results["perplexity"], shown, 2)
     for task, rows in results["accuracy"].items():
-        _show_table(console, f"Accuracy on {task}, %", rows, list(SETTINGS), 1)
+        _show_table(console, f"Accuracy on {task}, %", rows, list(next(iter(rows.values()))), 1)
     console.print("Difference from the first, 95 % interval over seeds, paired", style="italic")
     for line in conclusions(results):
         console.print(line.replace("`", "").replace("**", ""), markup=False, highlight=False)

@@ -635,15 +635,13 @@ def _distinct_of(choices: tuple[str, ...], values: tuple[str, ...]) -> bool:
     return set(values) <= set(choices) and len(set(values)) == len(values)
 
 
+@workdir.one_job
 def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
     """Runs the experiment into a folder, or returns the results that it already left there.
 
     Raises:
         UserError: where the folder cannot be used.
     """
-    done = workdir.open_workdir(path, config)
-    if done is not None:
-        return done
     with Stages(console) as stages:
         with stages.stage("constructions", "constructed weights", 1):
             constructions = construction_errors(config)

@@ -5,16 +5,15 @@ Shape glossary: R seeds, L layers (of the lists inside results.json).
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from icljax import figures, workdir
+from icljax import assets, figures, terminal, workdir
 from icljax.errors import UserError
 from icljax.wording import (
     BASELINES,
@@ -438,8 +437,9 @@ def _layers_text(results: Results) -> str:
 
 def _controls_section(results: Results) -> str:
     controls = results.get("controls", {})
+    left_out = [f"- {line}" for line in results.get("controls_left_out", [])]
     if not controls:
-        return ""
+        return "\n".join(["## Controls\n", *left_out]) if left_out else ""
     names = [n for n in COLUMNS if n in results]
     header = ["", "examples", "ICL, %", "FT, %", *(SIMILARITIES[n].title for n in names)]
     own = [percent(results["accuracy"][s]["mean"]) for s in ("icl", "ft")]
@@ -457,8 +457,8 @@ def _controls_section(results: Results) -> str:
         "control. Controls that are finetuned anew take each seed's learning rate from this job. "
         f"{_selected_text(results)}"
     )
-    guides = "\n".join(f"- **{CONTROLS[k].title}**: {CONTROLS[k].guide}" for k in controls)
-    return f"## Controls\n\n{intro}\n\n{_table(header, rows)}\n\n{guides}"
+    guides = [f"- **{CONTROLS[k].title}**: {CONTROLS[k].guide}" for k in controls] + left_out
+    return f"## Controls\n\n{intro}\n\n{_table(header, rows)}\n\n" + "\n".join(guides)
 
 
 def _control_cells(control: Results, names: Sequence[str]) -> list[str]:
@@ -744,24 +744,25 @@ _VERDICTS = {"above": "yes", "not above": "no", "unknown": "?"}
 # ------------------------------------------------------------------------------------ many jobs
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Merges the results of many jobs into one report (see `icljax.page`); the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m icljax.report", description=main.__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="holds results")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="for the report; default: the first"
-    )
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """A mistake, in one line as every other."""
+        raise UserError(f"{message}; usage: python -m icljax.report DIR... [--out=DIR]")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Merges the results of many jobs into one report (see `icljax.page`)."""
+    parser = _Parser(prog="python -m icljax.report", description=main.__doc__)
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="holds results")
+    parser.add_argument("--out", metavar="DIR", help="for the report; default: the first")
     given = parser.parse_args(argv)
     from icljax import page  # a report of one job does without it
 
-    try:
-        for file in page.write(given.folders, given.out or given.folders[0]):
-            print(file)
-    except UserError as e:
-        print(f"icljax: error: {e}", file=sys.stderr)
-        return 2
-    return 0
+    folders = [assets.user_path(folder, "DIR") for folder in given.folders]
+    out = assets.user_path(given.out, "--out") if given.out else folders[0]
+    for file in page.write(folders, out):
+        print(file)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import icljax
-from icljax import checkpoints, metrics, workdir
+from icljax import answers, checkpoints, metrics, workdir
 from icljax.config import CONTROLS
 from icljax.grid import Chosen, mean_of_finite
 from icljax.job import Job
@@ -48,9 +48,9 @@ def example_arrays(job: Job, comparison: Comparison) -> dict[str, np.ndarray]:
     return {
         "index": job.rows[c.example],
         "label": job.labels[c.example],
-        "pred_zsl": c.logprob_zsl.argmax(-1),
-        "pred_icl": c.logprob_icl.argmax(-1),
-        "pred_ft": c.logprob_ft.argmax(-1),
+        "pred_zsl": answers.chosen(c.logprob_zsl),
+        "pred_icl": answers.chosen(c.logprob_icl),
+        "pred_ft": answers.chosen(c.logprob_ft),
         "logprob_zsl": c.logprob_zsl,
         "logprob_icl": c.logprob_icl,
         "logprob_ft": c.logprob_ft,
@@ -173,9 +173,11 @@ def measure(
     label, logprob = arrays["label"], {s: arrays[f"logprob_{s}"] for s in ("zsl", "icl", "ft")}
     resamples = draw_resamples(config, *arrays["pred_ft"].shape)
     correct = {s: arrays[f"pred_{s}"] == label for s in logprob}
-    centred = {s: np.asarray(metrics.calibrate(x)) for s, x in logprob.items()}
-    calibrated = {s: x.argmax(-1) == label for s, x in centred.items()}
-    kinds = {"accuracy": correct, "accuracy_calibrated": None if multiple_choice else calibrated}
+    calibrated = None
+    if not multiple_choice:
+        centred = {s: np.asarray(metrics.calibrate(x)) for s, x in logprob.items()}
+        calibrated = {s: answers.chosen(x) == label for s, x in centred.items()}
+    kinds = {"accuracy": correct, "accuracy_calibrated": calibrated}
     majority = {"majority": float(np.bincount(label).max() / len(label))}
     subset = ~correct["zsl"] & correct["ft"] & correct["icl"]
     fields = _similarity_fields(arrays)

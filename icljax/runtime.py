@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from icljax.errors import UserError
 
 STOPPED, LOST = 75, 76  # exit codes; 75 is EX_TEMPFAIL: the same command continues
 _HEARTBEAT_SECONDS = 30
+_NEVER = 1e9  # seconds of compilation above which a program is written to the cache
 _REPORT_SECONDS = 300  # that the others wait while process 0 writes the report
 # In what collectives and the coordination service say when a process is gone.
 SIGNS_OF_LOSS = ("Gloo", "by peer", "heartbeat", "UNAVAILABLE", "CoordinationService", "Barrier")
@@ -28,9 +30,16 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 
 
 def set_up() -> None:
-    """Turns on the persistent compilation cache, so that a second job starts at once."""
-    jax.config.update("jax_compilation_cache_dir", str(assets.cache_dir() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    """Turns on the persistent compilation cache, so that a second job starts at once.
+
+    One that cannot be written is read.
+    """
+    folder = assets.cache_dir() / "xla"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    least = 0.0 if os.access(folder, os.W_OK) else _NEVER
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 

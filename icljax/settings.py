@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from icljax.config import METHODS
-from icljax.errors import UserError
+from icljax.errors import check_known
 from icljax.mixing import Past
 from icljax.model import (
     Array,
@@ -225,7 +225,11 @@ def gradients(
 
     Returns:
         (gradients as `leaves`, the model's loss [], query vectors [L, U, H * K]).
+
+    Raises:
+        UserError: for another method.
     """
+    check_known("finetune.method", method, METHODS)
     if method != "gd":
         return layer_gradients(model, params, leaves, tokens, length, method == "lcgd_attention")
 
@@ -325,8 +329,7 @@ def finetune(
     Raises:
         UserError: an unknown method.
     """
-    if method not in METHODS:
-        raise UserError(f"finetune.method={method!r}: expected one of {', '.join(METHODS)}")
+    check_known("finetune.method", method, METHODS)
     runs, _, size = train.shape
     sizes = step_sizes(size)
     longest = jnp.max(train_length, 0) if longest is None else longest

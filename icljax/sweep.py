@@ -111,7 +111,11 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
         runtime.Stopped: when asked to end.
     """
     jobs = plan(config)
-    _claim(path)
+    with _claimed(path):
+        return _run_all(jobs, path, console)
+
+
+def _run_all(jobs: list[Planned], path: Path, console: Console) -> dict[str, Any]:
     record = {
         job.folder: {"task": job.task, "model": job.model, "setting": job.setting, "error": ""}
         for job in jobs
@@ -162,15 +166,15 @@ def show(results: dict[str, Any], path: Path, console: Console) -> None:
         )
 
 
-def _claim(path: Path) -> None:
-    """Makes the folder of a sweep, or finds the one that is there."""
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[None]:
+    """Makes the folder of a sweep, or finds the one that is there, and holds its lock."""
     with workdir.writing(path):
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()) and not (path / SWEEP).exists():
-            raise UserError(
-                f"workdir {path} is not empty and holds no {SWEEP}; give a new or empty folder "
-                "with --workdir"
-            )
+        if {p.name for p in path.iterdir()} - {workdir.LOCK} and not (path / SWEEP).exists():
+            raise workdir.not_ours(path, SWEEP)
+    with workdir.locked(path):
+        yield
 
 
 def _save(path: Path, record: dict[str, Any]) -> None:

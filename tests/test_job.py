@@ -1,5 +1,6 @@
 """What a job makes of a user's own task, from a folder of JSONL files to packed tokens."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from icljax import checkpoints, job
 from icljax import config as config_lib
 from icljax.errors import UserError
+from icljax.model import Rope
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +94,96 @@ def test_the_first_label_takes_one_more_token(tiny_folder, folder):
 def test_neither_answers_nor_choices(tiny_folder, folder):
     with pytest.raises(UserError, match=r"unknown task 'mine'.*--config\.data\.choices=FIELD"):
         prepare(tiny_folder, folder, template="Post: {text}")
+
+
+# ---- What the model cannot read is refused before anything is computed ---------------------------
+
+
+def gpt2_like(folder, positions):
+    """A config of 64 learned positions, or of others."""
+    return dataclasses.replace(
+        checkpoints.open_checkpoint(str(folder)).config, context_length=64, positions=positions
+    )
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", Rope()])
+def test_no_prompt_is_longer_than_the_context(tiny_folder, positions):
+    """max_length_beyond_positions: 256 of 64 learned positions gave NaN, counted as class 0."""
+    config, decoder = config_lib.default(), gpt2_like(tiny_folder, positions)
+    assert job.context_limit(config, decoder) == 64
+    config.prompt.max_length = 40
+    assert job.context_limit(config, decoder) == 40
+    config.prompt.max_length = 256
+    with pytest.raises(UserError, match=r"max_length is 256, but the model .* 64"):
+        job.context_limit(config, decoder)
+    config.prompt.beyond_context = True
+    if positions == "learned":
+        with pytest.raises(UserError, match="64 learned positions"):
+            job.context_limit(config, decoder)
+    else:
+        assert job.context_limit(config, decoder) == 256
+
+
+def smaller(tiny_folder, rows):
+    """The tiny model with an embedding of fewer rows than its tokenizer has tokens."""
+    checkpoint = checkpoints.open_checkpoint(str(tiny_folder))
+    decoder = dataclasses.replace(checkpoint.config, vocab_size=rows)
+    return dataclasses.replace(checkpoint, config=decoder)
+
+
+UNREADABLE = {
+    "texts": ({}, r"example \d+ \(from 0\) of split .* has the token .* of id \d+, but"),
+    "answers": ({"answers": ("a", "moving")}, "answer 'moving' has the token 'Ġmoving'"),
+    "separator": ({"prompt.separator": " moving"}, "prompt.separator has the token"),
+    "bos": ({"prompt.bos": " moving"}, "prompt.bos has the token"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), UNREADABLE.values(), ids=UNREADABLE)
+def test_no_token_is_beyond_the_embedding(tiny_folder, folder, monkeypatch, changes, message):
+    tokenizer = checkpoints.open_checkpoint(str(tiny_folder)).tokenizer
+    rows = min(tokenizer.token_to_id("Ġmoving"), tokenizer.token_to_id("Ġvery"))
+    checkpoint = smaller(tiny_folder, rows)
+    monkeypatch.setattr(checkpoints, "open_checkpoint", lambda name: checkpoint)
+    with pytest.raises(UserError, match=message):
+        prepare(tiny_folder, folder, **ANSWERS | {"answers": ("a", "b")} | changes)
+
+
+def test_tokens_that_never_occur_may_be_beyond_it(tiny_folder, folder, monkeypatch):
+    checkpoint = smaller(tiny_folder, 400)
+    checkpoint.tokenizer.add_tokens([f"<extra {i}>" for i in range(50)])
+    monkeypatch.setattr(checkpoints, "open_checkpoint", lambda name: checkpoint)
+    assert prepare(tiny_folder, folder, **ANSWERS).used == [3, 3]
+
+
+def test_a_prompt_without_tokens_has_no_answer_position(tiny_folder, tmp_path):
+    """It was read at the position of the query before it in the same row."""
+    for split in ("train", "validation"):
+        rows = [
+            {"text": f"{split} {i}" if i != 3 else " \u00a0\u2003\t\n", "label": i % 2}
+            for i in range(9)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    wanted = {"template": "{text}", "answers": ("bad", "good"), "data.fields": ""}
+    with pytest.raises(
+        UserError, match=r"example 3 \(from 0\) of split .*the prompt '' has no tok"
+    ):
+        prepare(tiny_folder, tmp_path, **wanted)
+    prepare(tiny_folder, tmp_path, **wanted | {"template": "Post: {text}"})
+
+
+def test_an_unknown_data_control_is_refused(tiny_folder, folder):
+    """It was read as other_answers."""
+    prepared = prepare(tiny_folder, folder, **ANSWERS)
+    rows = np.arange(2)
+    for name in (n for n, kind in config_lib.CONTROLS.items() if kind == "data"):
+        args = (
+            prepared.encoder,
+            prepared.dataset.train,
+            rows,
+            np.random.default_rng(0),
+            ("x", "y"),
+        )
+        assert job.changed_demonstrations(name, *args)
+    with pytest.raises(UserError, match="data control is 'flipped_labels'; expected one of perm"):
+        job.changed_demonstrations("flipped_labels", *args)

@@ -256,7 +256,7 @@ def test_logits_of_one_layer_are_in_memory_at_a_time():
 
 
 def test_an_unknown_method_is_refused():
-    message = r"finetune.method='sgd': expected one of gd, lcgd, lcgd_attention"
+    message = r"finetune.method is 'sgd'; expected one of gd, lcgd, lcgd_attention"
     with pytest.raises(UserError, match=message):
         settings.finetune(
             Decoder(LLAMA),

@@ -86,7 +86,7 @@ def test_work_of_the_papers_job():
     config = sst2(
         num_demonstrations=32, **{"eval.num_examples": 0, "eval.tokens_per_batch": 16_384}
     )
-    decoder = preflight.model_decoder("fairseq-1.3b")
+    decoder = preflight.model_decoder(sst2(model="fairseq-1.3b"))
     work = workload.make_work(config, decoder, workload.LENGTHS["sst2"])
     assert work.demonstrations.train.shape[:2] == (3, 32)
     assert int((work.evaluation.example >= 0).sum()) == 872
