@@ -29,7 +29,7 @@ PACKAGED = {"smollm2-135m": assets.SMOLLM2}
 
 # What a model is read from on the hub: its description, then the first kind of weights it has.
 _HUB_NAME = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
-_DESCRIPTION = ["config.json", "tokenizer.json", "vocab.json", "merges.txt"]
+_DESCRIPTION = ["config.json", "tokenizer.json", "tokenizer.model", *bpe.FILES]
 _WEIGHTS = (
     ["model.safetensors", "model-*.safetensors", tensors.INDEX],
     ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"],
@@ -67,7 +67,7 @@ def open_checkpoint(name: str, progress: Progress | None = None) -> Checkpoint:
     folder = locate(name, progress)
     hf_config = _read_json(folder / "config.json")
     config = decoder_config(hf_config, folder)
-    tokenizer = _read_tokenizer(folder)
+    tokenizer = _read_tokenizer(folder, hf_config)
     bos, eos = _special_tokens(hf_config, config.vocab_size, folder)
     return Checkpoint(name, folder, config, tokenizer, bos, eos)
 
@@ -262,32 +262,28 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
-    """tokenizer.json, or the two files of models that are older than it.
+    """tokenizer.json, or the files of models that are older than it.
 
     Raises:
         UserError: when there is neither.
     """
-    for names in (["tokenizer.json"], ["vocab.json", "merges.txt"]):
-        files = [folder / name for name in names]
-        if all(file.is_file() for file in files):
-            return files
+    if (folder / "tokenizer.json").is_file():
+        return [folder / "tokenizer.json"]
+    files = [folder / name for name in bpe.FILES if (folder / name).is_file()]
+    if [file.name for file in files[:2]] == list(bpe.FILES[:2]):
+        return files
+    others = (*folder.glob("*.model"), *folder.glob("vocab.*"))
     raise UserError(
-        f"{folder} has no tokenizer.json (nor vocab.json and merges.txt); copy the model's "
-        "tokenizer there"
+        f"{folder} has no tokenizer.json (nor vocab.json and merges.txt); "
+        + (bpe.convert(folder) if others else "copy the model's tokenizer there")
     )
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer:
-    path, *merges = _tokenizer_files(folder)
-    if merges:
-        return bpe.from_folder(path, *merges)
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as e:  # the tokenizers package raises plain Exception
-        raise UserError(f"{path}: not a tokenizer that `tokenizers` can read ({e})") from e
-    tokenizer.no_truncation()  # some files cut or fill up every text
-    tokenizer.no_padding()
-    return tokenizer
+def _read_tokenizer(folder: Path, hf: dict[str, Any]) -> Tokenizer:
+    files = _tokenizer_files(folder)
+    if len(files) > 1:
+        return bpe.from_folder(folder, hf.get("model_type"))
+    return bpe.from_json(files[0])
 
 
 def _special_tokens(hf: dict[str, Any], vocab_size: int, folder: Path) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from icljax import assets, data, workdir
+from icljax import assets, bpe, data, workdir
 from icljax.errors import UserError
 
 END = "<|endoftext|>"  # before each document, and after the last; BOS and EOS of the model
@@ -88,7 +88,7 @@ def load(
         workdir.write_atomically(about, json.dumps(described, indent=1).encode())
     # Not read into memory: a batch takes what it needs from the file.
     streams = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("train", "validation")}
-    tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
+    tokenizer = bpe.from_json(folder / _TOKENIZER)
     end = tokenizer.encode(END, add_special_tokens=False).ids[0]
     return Corpus(
         streams["train"], streams["validation"], tokenizer, end, json.loads(about.read_text())

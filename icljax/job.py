@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from icljax import checkpoints, data, prompts, tasks
+from icljax import checkpoints, data, joins, prompts, tasks
 from icljax.config import CONTROLS
 from icljax.errors import UserError, named
 from icljax.model import DecoderConfig
@@ -32,6 +32,7 @@ class Job:
         selection_labels, labels: int32 [N], the place of each one's right candidate.
         selection_names, names: what each example is called in errors.
         rows: the evaluated examples' positions in their source split.
+        notes: where the tokens are not those of the whole text, a line each.
     """
 
     dataset: data.Dataset
@@ -46,6 +47,7 @@ class Job:
     labels: np.ndarray
     names: list[str]
     rows: np.ndarray
+    notes: tuple[str, ...]
 
 
 def prepare(
@@ -100,6 +102,14 @@ def prepare(
             f"Demonstrations used: {used} of {config.num_demonstrations} (what the data holds and "
             f"what fits in {limit} tokens), the same for ICL and FT."
         )
+    notes = joins.notes(
+        encoder,
+        [joins.pieces(encoder.task, dataset.train, rows) for rows in kept],
+        joins.pieces(encoder.task, dataset.validation, rows)
+        + joins.pieces(encoder.task, select_from, selection_rows),
+    )
+    for line in notes:
+        note(line)
     pack = functools.partial(
         prompts.pack,
         tokens_per_batch=batch_tokens(config),
@@ -119,6 +129,7 @@ def prepare(
         labels=dataset.validation.labels[rows],
         names=_names(dataset.validation, rows),
         rows=dataset.validation.indices[rows],
+        notes=tuple(notes),
     )
 
 
@@ -158,15 +169,15 @@ def check_ids(what: str, ids: Iterable[int], encoder: Encoder, vocab_size: int) 
 
 
 def readable_queries(
-    encoder: Encoder, split: data.Split, rows: np.ndarray, vocab_size: int
+    encoder: Encoder, split: data.Split, rows: np.ndarray, vocab_size: int, start: bool = False
 ) -> list[Query]:
-    """The queries of some rows, each of which the model can read.
+    """The queries of some rows, each of which the model can read; `start` as in the encoder.
 
     Raises:
         UserError: for a prompt without tokens (it has no answer position), or with tokens that the
             model does not have.
     """
-    queries = encoder.queries(split, rows)
+    queries = encoder.queries(split, rows, start)
     for query, row in zip(queries, rows, strict=True):
         if not query.prompt:
             raise UserError(
@@ -240,7 +251,7 @@ def demonstration_tokens(
     encoder: Encoder, split: data.Split, rows: np.ndarray, vocab_size: int
 ) -> list[list[int]]:
     """Input and label tokens of each demonstration."""
-    queries = readable_queries(encoder, split, rows, vocab_size)
+    queries = readable_queries(encoder, split, rows, vocab_size, start=True)
     return [q.demonstration(split.labels[row]) for q, row in zip(queries, rows, strict=True)]
 
 
@@ -262,7 +273,8 @@ def changed_demonstrations(
         UserError: for another name.
     """
     change = named("data control", name, _CHANGES)
-    return change(encoder, encoder.queries(split, rows), split.labels[rows], rng, words)
+    queries = encoder.queries(split, rows, start=True)
+    return change(encoder, queries, split.labels[rows], rng, words)
 
 
 def _permuted_labels(

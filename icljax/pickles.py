@@ -60,7 +60,7 @@ def convert_torch(folder: Path, to: Path) -> None:
     weights: dict[str, Any] = {}
     for file in _torch_files(folder):
         weights |= _load(file)
-    copied = ("config.json", "tokenizer.json", "vocab.json", "merges.txt")
+    copied = ("config.json", "tokenizer.json", *bpe.FILES)
     with tensors.new_folder(to) as made:
         for name in copied:
             if (folder / name).is_file():

@@ -28,6 +28,8 @@ from icljax.errors import UserError
 from icljax.model import Array
 from icljax.tasks import Task
 
+# What stands before a text of which nothing is known but that it is not the first.
+_WORD, _LINE_END = "a", "\n"
 _TOO_LONG = "shorten it, raise --config.prompt.max_length, or use a model with a longer context"
 
 
@@ -113,7 +115,15 @@ class Queries(NamedTuple):
 class Encoder:
     """How texts of one task become token ids with one tokenizer.
 
-    `answers` is empty in multiple choice, where each example has its own candidates.
+    A text has the tokens that it has inside a prompt, after a separator, in every setting: what is
+    compared between settings are the same tokens. Only a seed's first demonstration, always the
+    first, has those at the start of a text. They differ where a tokenizer writes a blank before
+    the first word of a text (Llama 2, Mistral).
+
+    Attributes:
+        answers: empty in multiple choice, where each example has its own candidates.
+        separator_text: how `separator` is written in a text; None: it cannot be.
+        start: the text of `bos`, empty for a special token.
     """
 
     tokenizer: Tokenizer
@@ -121,15 +131,28 @@ class Encoder:
     bos: tuple[int, ...]
     separator: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
+    separator_text: str | None = None
+    start: str = ""
 
-    def queries(self, split: Split, rows: np.ndarray) -> list[Query]:
-        """The queries of some rows.
+    def encode(self, texts: Sequence[str], first: bool = False) -> list[list[int]]:
+        """Tokens of texts, each after a separator or, with `first`, at the start of a prompt."""
+        if first or self.separator_text is None:
+            return after(self.tokenizer, self.start if first else "", texts)
+        if not self.separator_text:  # a text is at least not the first of the whole
+            return after(self.tokenizer, _WORD + _LINE_END, texts)
+        start = [*_ids(self.tokenizer, _WORD), *self.separator]
+        return after(self.tokenizer, _WORD + self.separator_text, texts, start)
+
+    def queries(self, split: Split, rows: np.ndarray, start: bool = False) -> list[Query]:
+        """The queries of some rows; with `start`, the first of them is the start of a prompt.
 
         Raises:
             UserError: for an example with a prompt or candidate without tokens.
         """
         texts = [self.task.prompt(split.fields[row]) for row in rows]
-        prompts = [e.ids for e in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        prompts = self.encode(texts)
+        if start:
+            prompts[:1] = self.encode(texts[:1], first=True)
         if self.answers:
             return [Query(prompt, self.answers) for prompt in prompts]
         out = []
@@ -155,6 +178,27 @@ def _multiple_choice(
     return Query(prompt, whole, tuple(map(len, read)))
 
 
+def after(
+    tokenizer: Tokenizer, before: str, texts: Sequence[str], start: list[int] | None = None
+) -> list[list[int]]:
+    """Tokens of texts as they follow `before`; on its own, one that is not cut off from it.
+
+    Args:
+        start: the tokens of `before` when something follows; None: as when nothing does.
+    """
+    start = _ids(tokenizer, before) if start is None else start
+    wholes = tokenizer.encode_batch([before + t for t in texts], add_special_tokens=False)
+    out = [whole.ids for whole in wholes]
+    return [
+        ids[len(start) :] if ids[: len(start)] == start else _ids(tokenizer, text)
+        for ids, text in zip(out, texts, strict=True)
+    ]
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
 def following(
     tokenizer: Tokenizer, text: str, continuations: Sequence[str]
 ) -> tuple[tuple[int, ...], ...]:
@@ -162,13 +206,8 @@ def following(
 
     They may depend on the text before, so each is encoded after its last word, which is cut off.
     """
-    tail = text.rpartition(" ")[2]
-
-    def encode(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
-
-    before = len(encode(tail)) if tail else 0
-    return tuple(encode(f"{tail} {c}")[before:] if c else () for c in continuations)
+    tokens = after(tokenizer, text.rpartition(" ")[2] or _WORD, [f" {c}" for c in continuations])
+    return tuple(tuple(t) if c else () for t, c in zip(tokens, continuations, strict=True))
 
 
 def answer_tokens(
@@ -191,12 +230,6 @@ def make_encoder(
     Raises:
         UserError: when an answer or BOS has no tokens, or two answers have the same ones.
     """
-
-    def encode(text: str) -> tuple[int, ...]:
-        if text in ids:
-            return (ids[text],)
-        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
-
     answers = answer_tokens(tokenizer, task.template, task.answers)
     for answer, tokens in zip(task.answers, answers, strict=True):
         if not tokens or answers.count(tokens) > 1:
@@ -204,9 +237,29 @@ def make_encoder(
                 f"answer {answer!r} becomes tokens {list(tokens)}, not distinct from the other "
                 f"answers {task.answers}; give distinct answers with --config.answers"
             )
-    if not bos or not encode(bos):
+    first = (ids[bos],) if bos in ids else tuple(_ids(tokenizer, bos))
+    if not first:
         raise UserError(f"prompt.bos={bos!r} gives no token; use <bos>, <eos> or a text")
-    return Encoder(tokenizer, task, encode(bos), encode(separator) if separator else (), answers)
+    start = "" if bos in ids else bos
+    if separator not in ids:
+        between = tuple(_separator(tokenizer, separator)) if separator else ()
+        return Encoder(tokenizer, task, first, between, answers, separator, start)
+    special = ids[separator]
+    text = tokenizer.id_to_token(special)
+    if text is not None and _ids(tokenizer, text) != [special]:
+        text = None
+    return Encoder(tokenizer, task, first, (special,), answers, text, start)
+
+
+def _separator(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a separator between two texts."""
+    left, whole = _ids(tokenizer, _WORD), _ids(tokenizer, _WORD + text + _WORD)
+    for before in (text, _LINE_END):  # alone, line ends may be one token that a text splits
+        (right,) = after(tokenizer, _WORD + before, [_WORD])
+        middle = whole[len(left) : len(whole) - len(right)]
+        if [*left, *middle, *right] == whole:
+            return middle
+    return after(tokenizer, _WORD, [text])[0]  # it is one token with a text beside it
 
 
 def longest_query(queries: Sequence[Query], position: str = "answer") -> int:

@@ -98,7 +98,11 @@ def summarize(
         "data": {
             "source": job.dataset.source,
             "fingerprint": job.dataset.fingerprint,
-            "notes": [*job.dataset.notes, *([_BALANCED] if config.data.balanced else [])],
+            "notes": [
+                *job.dataset.notes,
+                *([_BALANCED] if config.data.balanced else []),
+                *job.notes,
+            ],
             "evaluated": len(arrays["label"]),
             "validation_examples": len(job.dataset.validation.labels),
         },

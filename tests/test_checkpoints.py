@@ -452,7 +452,7 @@ def test_an_architecture_is_no_model():
 
 
 def test_vocabulary_and_merges_make_the_tokenizer(tmp_path):
-    tokenizer = checkpoints.open_checkpoint(str(llama_folder(tmp_path))).tokenizer
+    tokenizer = checkpoints.open_checkpoint(str(gpt2_folder(tmp_path))).tokenizer
     made = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
     whole = checkpoints.fingerprint(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
