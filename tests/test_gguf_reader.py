@@ -495,7 +495,7 @@ def _one_line_error(path: Path) -> str:
         ({"without": ("blk.1.ffn_up.weight",)}, "no tensor blk.1.ffn_up.weight"),
         ({"without": ("token_embd.weight",)}, "no tensor token_embd.weight"),
         ({"without": ("context_length",)}, "no field llama.context_length"),
-        ({"extra": {"blk.0.attn_q.bias": np.zeros(4, np.float32)}}, "such as blk.0.attn_q.bias"),
+        ({"extra": {"blk.0.attn_q.bias": np.zeros(4, np.float32)}}, "such as 'blk.0.attn_q.bias'"),
         ({"scaling": True}, "rotary scaling 'linear'"),
         ({"extra": {"rope_freqs.weight": np.float32([1, 2, 3, 4])}}, "not as Llama 3.1 does"),
     ],

@@ -173,7 +173,7 @@ def as_pickle(folder, count):
     """model.safetensors as `count` torch files, in bfloat16."""
     path = folder / "model.safetensors"
     tensors = {n: torch.tensor(x).to(torch.bfloat16) for n, x in load_file(path).items()}
-    tensors["h.0.attn.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    tensors["h.0.attn.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
     path.unlink()
     files = [f"pytorch_model-{i}.bin" for i in range(count)]
     place = {name: files[i % count] for i, name in enumerate(tensors)}
@@ -207,7 +207,7 @@ def test_several_files_of_safetensors(tmp_path, monkeypatch):
     files = list(checkpoint.folder.glob("model-*.safetensors"))
     assert len(files) > 3
     names = [name for file in files for name in load_file(file)]
-    assert len(names) == len(set(names)) == 3 * 12 + 4
+    assert len(names) == len(set(names)) == 3 * 12 + 4 + 1  # the mask
 
 
 # ---- Errors ------------------------------------------------------------------------------------
