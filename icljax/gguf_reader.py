@@ -25,7 +25,7 @@ from icljax.forms import COUNT, SIZE, TEXT
 
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # value type -> struct letter
 _STRING, _ARRAY = 8, 9
-_LONGEST = 1 << 24  # items of an array; the largest vocabularies have 2^18 tokens
+_LONGEST = 1 << 24  # items of an array, bytes of a text; large vocabularies have 2^18 tokens
 _AXES = 4  # of a tensor, as in ggml
 
 _TOP = {
@@ -223,6 +223,8 @@ class _Cursor:
 
     def string(self) -> str:
         (length,) = self.scalars("Q")
+        if length > _LONGEST:
+            raise ValueError(f"a text of {length:,} bytes")
         (text,) = self.scalars(f"{length}s")
         return text.decode()
 
@@ -362,7 +364,8 @@ def _config(gguf: _Gguf) -> dict[str, Any]:
 
 def _check_whole(gguf: _Gguf) -> None:
     """Refuses a part of a model, and a model that computes more than the decoder does."""
-    if gguf.fields.get("general.type", "model") != "model" or "split.count" in gguf.fields:
+    kind, parts = (gguf.fields.get(n) for n in ("general.type", "split.count"))
+    if (kind or "model") != "model" or (parts or 0) > 1:
         raise UserError(
             f"{gguf.path} holds a part of a model (general.type, split.count). Give the whole one: "
             "llama-gguf-split --merge, llama-export-lora."
