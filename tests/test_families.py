@@ -353,6 +353,36 @@ def test_sinusoids_of_fairseq():
     np.testing.assert_allclose(got[0], np.concatenate([np.sin(angle), np.cos(angle)], 1), atol=1e-6)
 
 
+def buffer_agrees(ending, values, config, layer=0, first=0):
+    (buffer,) = (b for b in families._BUFFERS if b.ending == ending)
+    rows = families.Rows(np.asarray(values, np.float64)[first:], first, len(values))
+    return buffer.agrees(rows, config, layer)
+
+
+def test_masks_of_local_layers_have_a_window():
+    config = families.decoder_config(tiny("gpt_neo", window_size=3), "here")
+    mask, band = np.tri(6), np.tri(6) - np.tri(6, k=-3)
+    for first in (0, 2):
+        assert buffer_agrees(".attention.bias", mask, config, 0, first)
+        assert buffer_agrees(".attention.bias", band, config, 1, first)
+        assert not buffer_agrees(".attention.bias", mask, config, 1, first)
+        assert not buffer_agrees(".attention.bias", band, config, 2, first)
+
+
+def test_sinusoids_of_a_file():
+    """As transformers makes XGLM's table: rows from 0 on, that of padding (1) zero."""
+    config = families.decoder_config(tiny("xglm"), "here")
+    table = np.array(sinusoids(jnp.arange(40)[None], 32)[0])
+    table[1] = 0
+    for first in (0, 7):
+        assert buffer_agrees("embed_positions.weights", table, config, 0, first)
+        assert not buffer_agrees("embed_positions.weights", table[1:], config, 0, first)
+    table[5] = 0
+    assert not buffer_agrees("embed_positions.weights", table, config)
+    llama = families.decoder_config(tiny("llama"), "here")
+    assert not buffer_agrees("embed_positions.weights", table, llama)
+
+
 # ---- Blocks ------------------------------------------------------------------------------------
 
 
