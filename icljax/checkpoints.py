@@ -115,8 +115,9 @@ def locate(name: str, progress: Progress | None = None) -> Path:
     if on_hub:
         return _as_safetensors(_download(*on_hub.groups()))
     raise UserError(
-        f"model {forms.shown(name)} is neither a known name ({', '.join(PACKAGED)}) nor an existing "
-        "folder or .gguf file, nor a hub name (org/name); give one with --config.model=NAME_OR_FOLDER"
+        f"model {forms.shown(name)} is neither a known name ({', '.join(PACKAGED)}) nor an "
+        "existing folder or .gguf file, nor a hub name (org/name); give one with "
+        "--config.model=NAME_OR_FOLDER"
     )
 
 

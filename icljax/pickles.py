@@ -113,8 +113,8 @@ def _load(file: Path) -> dict[str, Any]:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
         if foreign := sorted(name for name in named if not _EXPECTED.match(name)):
             raise UserError(
-                f"{file} is more than weights: it names {forms.shown(foreign[0])}. Nothing in it was run; get "
-                "the model from a source that you trust, as safetensors"
+                f"{file} is more than weights: it names {forms.shown(foreign[0])}. Nothing in it "
+                "was run; get the model from a source that you trust, as safetensors"
             )
         with torch.serialization.safe_globals([(Inert, name) for name in named]):
             state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
