@@ -49,8 +49,12 @@ class Leaf(NamedTuple):
 
     def name(self, prefix: str, layer: int = 0) -> str:
         """The whole name; the output projection stands outside the module that `prefix` names."""
-        outside = self.tensor.startswith(_UNEMBEDS)
-        return ("" if outside else prefix) + self.tensor.format(layer)
+        return ("" if self.outside else prefix) + self.tensor.format(layer)
+
+    @property
+    def outside(self) -> bool:
+        """Whether it is the output projection's."""
+        return self.tensor.startswith(_UNEMBEDS)
 
 
 class Rows(NamedTuple):

@@ -266,7 +266,7 @@ def _names(
     folder: Path, plan: Plan, stored: dict[str, Stored], num_layers: int
 ) -> dict[LeafPath, list[str]]:
     """The tensors of each leaf: one, or one a layer."""
-    leaves = plan.leaves.values()
+    leaves = [leaf for leaf in plan.leaves.values() if not leaf.outside]
     prefixes = (p for p in plan.prefixes if any(leaf.name(p) in stored for leaf in leaves))
     prefix = next(prefixes, plan.prefixes[0])
     names: dict[LeafPath, list[str]] = {}

@@ -204,6 +204,12 @@ def test_gpt2_values(tmp_path, prefix):
     same(params["final_norm"]["bias"], torch[f"{prefix}ln_f.bias"])
 
 
+def test_the_output_projection_says_nothing_of_the_prefix(tmp_path):
+    shapes = gpt2_shapes(GPT2, "transformer.") | {"lm_head.weight": (400, 32)}
+    gpt2_folder(tmp_path, tensors=random_tensors(shapes), tie_word_embeddings=False)
+    assert load(tmp_path)[1]["unembed"]["kernel"].shape == (32, 400)
+
+
 @LLAMA_OPTIONS
 def test_tree_is_the_one_of_init(tmp_path, options):
     checkpoint, params = load(llama_folder(tmp_path, **options))
