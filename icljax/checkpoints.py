@@ -8,7 +8,6 @@ checkpoint is ever executed.
 import dataclasses
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
-from icljax import assets, bpe, tensors
+from icljax import assets, bpe, forms, tensors
 from icljax.architectures import ARCHITECTURES
 from icljax.errors import UserError
 from icljax.families import decoder_config, plan
@@ -27,12 +26,18 @@ from icljax.model import DecoderConfig, Params
 # Models that a package index carries whole.
 PACKAGED = {"smollm2-135m": assets.SMOLLM2}
 
+_ADAPTER = "adapter_config.json"  # PEFT's: changes to a model that is elsewhere
 # What a model is read from on the hub: its description, then the first kind of weights it has.
 _HUB_NAME = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
-_DESCRIPTION = ["config.json", "tokenizer.json", "tokenizer.model", *bpe.FILES]
+_DESCRIPTION = ["config.json", "tokenizer.json", "tokenizer.model", *bpe.FILES, _ADAPTER]
 _WEIGHTS = (
     ["model.safetensors", "model-*.safetensors", tensors.INDEX],
     ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"],
+)
+_ID = forms.whole(0)
+_IDS = forms.Form(
+    f"{_ID.expected}, or a list of such",
+    lambda value: _ID.holds(value) or (value != [] and forms.listed(_ID).holds(value)),
 )
 
 Progress = Callable[[int, int], None]
@@ -106,13 +111,19 @@ def locate(name: str, progress: Progress | None = None) -> Path:
     if on_hub:
         return _as_safetensors(_download(*on_hub.groups()))
     raise UserError(
-        f"model {name!r} is neither a known name ({', '.join(PACKAGED)}) nor an existing folder "
-        "or .gguf file, nor a hub name (org/name); give one with --config.model=NAME_OR_FOLDER"
+        f"model {forms.shown(name)} is neither a known name ({', '.join(PACKAGED)}) nor an "
+        "existing folder or .gguf file, nor a hub name (org/name); give one with "
+        "--config.model=NAME_OR_FOLDER"
     )
 
 
 def _as_safetensors(folder: Path) -> Path:
     """The folder itself, or the one that its pickles are converted to."""
+    if (folder / _ADAPTER).is_file():
+        raise UserError(
+            f"{folder} holds an adapter (its {_ADAPTER}), which would be left out; merge it into "
+            "its base model (peft's merge_and_unload), save that and give its folder"
+        )
     if (folder / tensors.INDEX).is_file() or (folder / "model.safetensors").is_file():
         return folder
     if (folder / "model.pt").is_file():
@@ -174,7 +185,8 @@ def _download(name: str, revision: str | None) -> Path:
             folder = Path(
                 snapshot_download(name, revision=revision, allow_patterns=_DESCRIPTION + weights)
             )
-            if any(folder.glob(weights[0])) or any(folder.glob(weights[1])):
+            found = (_ADAPTER, *weights[:2])
+            if any(any(folder.glob(pattern)) for pattern in found):
                 return folder
     except Exception as e:  # errors of its own, of its HTTP library, of the file system
         said = f"{type(e).__name__}: {(str(e).strip().splitlines() or [''])[0][:150]}"
@@ -240,22 +252,25 @@ def _fingerprint(files: tuple[Path, ...], _: tuple[tuple[int, ...], ...]) -> str
 def _sha256(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
+        try:
+            with file.open("rb") as f:
+                while block := f.read(1 << 20):
+                    digest.update(block)
+        except OSError as e:
+            raise UserError(f"{file} cannot be read ({e.strerror}); give a file that can") from e
     return digest.hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = forms.read_json(path)
     except FileNotFoundError as e:
         raise UserError(
             f"{path.parent} has no {path.name}; a model folder holds config.json, "
             "tokenizer.json and model.safetensors"
         ) from e
-    except ValueError as e:
-        raise UserError(f"{path}: not valid JSON ({e}); fetch it again") from e
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: not valid JSON ({forms.one_line(e)}); fetch it again") from e
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object but {type(value).__name__}; fetch it again")
     return value
@@ -288,6 +303,7 @@ def _read_tokenizer(folder: Path, hf: dict[str, Any]) -> Tokenizer:
 
 def _special_tokens(hf: dict[str, Any], vocab_size: int, folder: Path) -> tuple[int, int]:
     """(bos, eos) ids; a model with one of them uses it for both; some list several eos."""
+    forms.check(f"{folder}: config.json", hf, {"bos_token_id": _ID, "eos_token_id": _IDS})
     eos = hf.get("eos_token_id")
     eos = eos[0] if isinstance(eos, list) else eos
     # XGLM's config.json names <s>, but its texts start with </s>, as all of fairseq's do.
@@ -296,7 +312,7 @@ def _special_tokens(hf: dict[str, Any], vocab_size: int, folder: Path) -> tuple[
         raise UserError(f"{folder}: config.json has no bos_token_id and no eos_token_id; add one")
     bos = cast(int, eos if bos is None else bos)
     eos = cast(int, bos if eos is None else eos)
-    if not (0 <= bos < vocab_size and 0 <= eos < vocab_size):
+    if max(bos, eos) >= vocab_size:
         raise UserError(
             f"{folder}: config.json has bos_token_id {bos} and eos_token_id {eos}, outside the "
             f"vocabulary of {vocab_size}; give the ids that tokenizer.json has for them"

@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from icljax import forms
 from icljax.attention import Kind
 from icljax.errors import UserError
-from icljax.mixing import LEARNABLE
-from icljax.model import DecoderConfig, Rope, init_params
+from icljax.forms import COUNT, FLAG, LAYERS, SIZE, TABLE, TEXT
+from icljax.mixing import LEARNABLE, check_kind
+from icljax.model import DecoderConfig, Rope, init_params, sinusoids
 
 # Where config.json says which kinds of attention a model has, and what their numbers are called.
 ATTENTION_KEY = "icljax_attention"
@@ -45,8 +49,34 @@ class Leaf(NamedTuple):
 
     def name(self, prefix: str, layer: int = 0) -> str:
         """The whole name; the output projection stands outside the module that `prefix` names."""
-        outside = self.tensor.startswith(_UNEMBEDS)
-        return ("" if outside else prefix) + self.tensor.format(layer)
+        return ("" if self.outside else prefix) + self.tensor.format(layer)
+
+    @property
+    def outside(self) -> bool:
+        """Whether it is the output projection's."""
+        return self.tensor.startswith(_UNEMBEDS)
+
+
+class Rows(NamedTuple):
+    """Some rows of a buffer: `values` float64 [n, C] from row `first` of `total` on."""
+
+    values: np.ndarray
+    first: int
+    total: int
+
+
+class Buffer(NamedTuple):
+    """A tensor that older checkpoints carry and the decoder computes: dropped where both agree.
+
+    Attributes:
+        ending: of its name.
+        what: it holds, for messages.
+        agrees: whether rows of it, in some layer of a decoder, are what that decoder computes.
+    """
+
+    ending: str
+    what: str
+    agrees: Callable[[Rows, DecoderConfig, int], bool]
 
 
 class Plan(NamedTuple):
@@ -54,13 +84,17 @@ class Plan(NamedTuple):
 
     Attributes:
         leaves: of every path in the parameter tree, e.g. ("layers", "mlp", "up", "kernel").
-        prefixes: alternatives for `Leaf.name`; the one with which the first leaf's exists holds.
-        ignored: endings of the names of tensors that nothing needs.
+        prefixes: alternatives for `Leaf.name`; the first with which a leaf's exists holds.
+        tied: the output projection's tensor where it is the embedding: either may be missing.
+        buffers: what the file may hold beside the leaves.
+        config: the decoder as config.json has it, which computes what is in the buffers.
     """
 
     leaves: dict[tuple[str, ...], Leaf]
     prefixes: tuple[str, ...] = ("",)
-    ignored: tuple[str, ...] = ()
+    tied: str = ""
+    buffers: tuple[Buffer, ...] = ()
+    config: DecoderConfig | None = None
 
 
 class Family(NamedTuple):
@@ -81,7 +115,7 @@ class Family(NamedTuple):
 
     keys: dict[str, str | tuple[str, Any]]
     fixed: dict[str, Any]
-    only: dict[str, tuple[Any, ...]]
+    only: dict[str, Sequence[Any]]
     mlps: dict[str, str]
     more: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
     modules: dict[str, str]
@@ -94,35 +128,70 @@ class Family(NamedTuple):
 # ---- From config.json --------------------------------------------------------------------------
 
 
-def decoder_config(hf: dict[str, Any], where: Path | str) -> DecoderConfig:
+def decoder_config(
+    hf: dict[str, Any], where: Path | str, source: str = "config.json"
+) -> DecoderConfig:
     """A Hugging Face config.json as a DecoderConfig.
 
     Args:
         hf: the file's content.
-        where: names it in errors.
+        where: names its folder in errors.
+        source: names it there.
 
     Raises:
-        UserError: for an architecture or option that the decoder does not have.
+        UserError: for an architecture or option that the decoder does not have, and for a value
+            that is none of its key's.
     """
     kind = hf.get("model_type")
-    if kind not in FAMILIES:
-        what = (
-            "config.json has no 'model_type'" if kind is None else f"model_type {kind!r} is unknown"
-        )
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        what = f"model_type {forms.shown(kind)} is unknown"
+        what = f"{source} has no 'model_type'" if kind is None else what
         raise UserError(f"{where}: {what}; supported: {', '.join(FAMILIES)}")
+    named = f"{where}: {source}"
+    forms.check(named, hf, _FORMS)
+    for key in _ROPE_TABLES:
+        forms.check(f"{named}: {key}", hf.get(key) or {}, _ROPE_FORMS)
+    _refuse_quantised(named, hf)
+    own = _own_kinds(named, hf)
     try:
         fields = _fields(hf, FAMILIES[kind])
-        own = tuple(Kind(**{**k, "learn": tuple(k["learn"])}) for k in hf.get(ATTENTION_KEY, ()))
-        return DecoderConfig(**fields | ({"attention": own} if own else {}))
     except KeyError as e:
-        raise UserError(f"{where}: config.json has no {e.args[0]!r}, which {kind} needs") from e
-    except (TypeError, ValueError, ZeroDivisionError) as e:
-        raise UserError(f"{where}: config.json: {e}") from e
+        raise UserError(f"{where}: {source} has no {e.args[0]!r}, which {kind} needs") from e
+    except ValueError as e:
+        raise UserError(f"{named}: {e}") from e
+    return DecoderConfig(**fields | ({"attention": own} if own else {}))
+
+
+def _refuse_quantised(named: str, hf: dict[str, Any]) -> None:
+    """Quantised weights are numbers only together with scales that the decoder does not read."""
+    for key in ("quantization_config", "compression_config"):
+        if about := hf.get(key):
+            method = about.get("quant_method") if isinstance(about, dict) else None
+            by = f" by {forms.shown(method)}" if method else ""
+            raise UserError(
+                f"{named}: {key}: the weights are quantised{by}, which is not supported; "
+                f"{DEQUANTISE}"
+            )
+
+
+def _own_kinds(named: str, hf: dict[str, Any]) -> tuple[Kind, ...]:
+    """The kinds of attention of a model that was trained here."""
+    kinds = []
+    for given in hf.get(ATTENTION_KEY) or ():
+        forms.check(f"{named}: {ATTENTION_KEY}", given, _KIND_FORMS)
+        given = {name: value for name, value in given.items() if value is not None}
+        try:
+            kind = Kind(**{**given, "learn": tuple(given.get("learn", ()))})
+            check_kind(kind)
+        except (TypeError, AttributeError, UserError) as e:
+            raise UserError(f"{named}: {ATTENTION_KEY}: {forms.one_line(e)}") from e
+        kinds.append(kind)
+    return tuple(kinds)
 
 
 def _fields(hf: dict[str, Any], family: Family) -> dict[str, Any]:
     """DecoderConfig's fields."""
-    for key, supported in family.only.items():
+    for key, supported in (_NEUTRAL | family.only).items():
         _expect(hf, key, supported)
     fields = {field: _value(hf, key) for field, key in family.keys.items()}
     heads, groups = fields["num_heads"], hf.get("num_key_value_heads") or fields["num_heads"]
@@ -137,40 +206,79 @@ def _fields(hf: dict[str, Any], family: Family) -> dict[str, Any]:
         "mlp": family.mlps[hf.get(key) or next(iter(family.mlps))],
         **family.fixed,
     }
-    return fields | family.more(hf, fields)
+    more = family.more(hf, fields)
+    if not hf.get("head_dim") and "head_width" not in more and fields["width"] % heads:
+        raise ValueError(f"a width of {fields['width']} cannot be cut evenly into {heads} heads")
+    fields |= more
+    _check_positions(fields)
+    return fields
 
 
 def _value(hf: dict[str, Any], key: str | tuple[str, Any]) -> Any:
+    value = hf.get(key if isinstance(key, str) else key[0])
+    if value is not None:
+        return value
     if isinstance(key, str):
-        return hf[key]
-    value = hf.get(key[0])
-    return key[1] if value is None else value
+        raise KeyError(key)
+    return key[1]
 
 
 def _expect(hf: dict[str, Any], key: str, supported: Sequence[Any]) -> None:
+    """Refuses a value that is not supported; in a list, one item that is not."""
     value = hf.get(key)
-    if value is not None and value not in supported:
+    for item in value if isinstance(value, list) else [value]:
+        if item is not None and item not in supported:
+            only = f", only {' or '.join(map(repr, supported))}" if supported else ""
+            raise ValueError(f"{key}={forms.shown(item)} is not supported{only}; use another model")
+
+
+def _check_positions(fields: dict[str, Any]) -> None:
+    """Rotations turn pairs of a head's numbers; sinusoids are sines and as many cosines."""
+    positions = fields.get("positions")
+    if isinstance(positions, Rope):
+        width = positions.width or fields["head_width"]
+        if width % 2 or width > fields["head_width"]:
+            raise ValueError(
+                f"{width} of a head's {fields['head_width']} numbers cannot be rotated: they are "
+                "turned in pairs"
+            )
+    if positions == "sinusoidal" and (fields["width"] % 2 or fields["width"] < 4):
         raise ValueError(
-            f"{key}={value!r} is not supported, only {' or '.join(map(repr, supported))}; use "
-            "another model"
+            f"a width of {fields['width']} has no sinusoidal positions, only even ones"
         )
 
 
-def _rope(hf: dict[str, Any], partial: float = 1.0, head_width: int = 0) -> Rope:
-    """Rotary positions; `partial` is how much of a head they turn by default."""
-    given = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+def _rope(hf: dict[str, Any], fields: dict[str, Any], partial: float | None = None) -> Rope:
+    """Rotary positions; `partial`: how much of a head they turn by default, None: always all."""
+    tables = [hf[key] for key in _ROPE_TABLES if hf.get(key)]
+    given = tables[0] if tables else {}
+    for table in tables:
+        if table.get("rope_type", table.get("type")) != table.get("type", table.get("rope_type")):
+            raise ValueError("type and rope_type of the rotary positions differ; remove one")
+        if unknown := sorted(table.keys() - _ROPE_FORMS.keys()):
+            raise ValueError(f"{forms.shown(unknown[0])} of the rotary positions is not supported")
+        if table != given:
+            raise ValueError(f"{' and '.join(_ROPE_TABLES)} differ; remove one")
     kind = "rope_type" if "rope_type" in given else "type"  # the key's older name
     _expect(given, kind, ("default", "linear", "llama3"))
     theta = given.get("rope_theta") or hf.get("rope_theta") or hf.get("rotary_emb_base")
-    share = given.get("partial_rotary_factor") or hf.get("rotary_pct") or partial
-    rope = Rope(float(theta or 10_000.0), 0 if share == 1 else int(share * head_width))
+    shares = (given.get("partial_rotary_factor"), hf.get("partial_rotary_factor"))
+    share = next((x for x in (*shares, hf.get("rotary_pct")) if x), partial or 1)
+    if partial is None and share != 1:
+        raise ValueError(f"rotating only {share:g} of each head is not supported")
+    width = 0 if share == 1 else int(share * fields["head_width"])
+    if share != 1 and not width:
+        raise ValueError(f"{share:g} of a head's {fields['head_width']} numbers is none to rotate")
+    rope = Rope(float(theta or 10_000.0), width)
     if given.get(kind) == "linear":
-        return dataclasses.replace(rope, factor=float(given["factor"]))
+        return dataclasses.replace(rope, factor=float(_value(given, "factor")))
     if given.get(kind) == "llama3":
         factor, low, high = (
-            float(given[key]) for key in ("factor", "low_freq_factor", "high_freq_factor")
+            float(_value(given, key)) for key in ("factor", "low_freq_factor", "high_freq_factor")
         )
-        context = given.get("original_max_position_embeddings", hf["max_position_embeddings"])
+        if low >= high:
+            raise ValueError(f"low_freq_factor={low:g} is not below high_freq_factor={high:g}")
+        context = given.get("original_max_position_embeddings") or fields["context_length"]
         return dataclasses.replace(rope, factor=factor, low=low, high=high, original_length=context)
     return rope
 
@@ -184,22 +292,25 @@ def _pattern(windows: Sequence[int]) -> tuple[Kind, ...]:
 
 def _llama(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     bias = hf.get("attention_bias") or False
-    return {"positions": _rope(hf), "qkv_bias": bias, "output_bias": bias}
+    return {"positions": _rope(hf, fields), "qkv_bias": bias, "output_bias": bias}
 
 
 def _mistral(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    return {"positions": _rope(hf), "attention": _pattern([hf.get("sliding_window", 4096) or 0])}
+    window = hf.get("sliding_window", 4096) or 0
+    return {"positions": _rope(hf, fields), "attention": _pattern([window])}
 
 
 def _qwen(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     """Qwen2 and Qwen3: the layers from `max_window_layers` on have a window, where one is used."""
-    out = {"positions": _rope(hf)}
+    count, kinds = fields["num_layers"], hf.get("layer_types")
+    if kinds and len(kinds) != count:
+        raise ValueError(f"layer_types are of {len(kinds)} layers, not {count}")
+    out = {"positions": _rope(hf, fields)}
     if not hf.get("use_sliding_window"):
         return out
-    count, first = fields["num_layers"], hf.get("max_window_layers", 28)
-    kinds = hf.get("layer_types") or ["full_attention"] * first + ["sliding_attention"] * count
-    windows = [hf["sliding_window"] if k == "sliding_attention" else 0 for k in kinds[:count]]
-    return out | {"attention": _pattern(windows)}
+    first, window = _value(hf, ("max_window_layers", 28)), _value(hf, "sliding_window")
+    kinds = kinds or ["full_attention" if i < first else "sliding_attention" for i in range(count)]
+    return out | {"attention": _pattern([window * (k == "sliding_attention") for k in kinds])}
 
 
 def _qwen3(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
@@ -213,25 +324,27 @@ def _gemma(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gpt_neo(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    kinds = [k for kinds, times in hf["attention_types"] for _ in range(times) for k in kinds]
-    if len(kinds) != fields["num_layers"]:
-        raise ValueError(f"attention_types are of {len(kinds)} layers, not {fields['num_layers']}")
+    count, repeated = fields["num_layers"], _value(hf, "attention_types")
+    given = sum(len(kinds) * times for kinds, times in repeated)
+    if given != count:
+        raise ValueError(f"attention_types are of {given} layers, not {count}")
+    kinds = [kind for kinds, times in repeated for _ in range(times) for kind in kinds]
     if not set(kinds) <= {"global", "local"}:
         raise ValueError(f"attention_types={sorted(set(kinds))} are not all 'global' or 'local'")
-    windows = [hf.get("window_size", 256) if kind == "local" else 0 for kind in kinds]
-    return {"attention": _pattern(windows)}
+    window = _value(hf, ("window_size", 256))
+    return {"attention": _pattern([window if kind == "local" else 0 for kind in kinds])}
 
 
 def _gptj(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    if not hf["rotary_dim"]:
+    if not hf.get("rotary_dim"):
         raise ValueError("rotary_dim is not given, which the published models have; use another")
     return {"positions": Rope(width=hf["rotary_dim"], interleaved=True)}
 
 
 def _gpt_neox(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    parallel = hf.get("use_parallel_residual", True)
+    parallel = _value(hf, ("use_parallel_residual", True))
     return {
-        "positions": _rope(hf, 0.25, fields["head_width"]),
+        "positions": _rope(hf, fields, 0.25),
         "block": "parallel" if parallel else "sequential",
         "output_bias": fields["qkv_bias"],
     }
@@ -243,7 +356,8 @@ def _opt(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _xglm(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    return {"embed_scale": math.sqrt(fields["width"]) if hf.get("scale_embedding", True) else 1.0}
+    scaled = _value(hf, ("scale_embedding", True))
+    return {"embed_scale": math.sqrt(fields["width"]) if scaled else 1.0}
 
 
 # ---- To the decoder's parameters ---------------------------------------------------------------
@@ -274,8 +388,10 @@ def plan(hf: dict[str, Any], config: DecoderConfig) -> Plan:
     paths = [
         tuple(part.key for part in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
     ]
-    unused = (f"{family.modules['unembed']}.weight",) if config.tied else ()
-    return Plan({path: _leaf(family, path) for path in paths}, family.prefixes, _BUFFERS + unused)
+    tied = f"{family.modules['unembed']}.weight" if config.tied else ""
+    leaves = {path: _leaf(family, path) for path in paths}
+    # `config` may have been given another kind of attention since.
+    return Plan(leaves, family.prefixes, tied, _BUFFERS, decoder_config(hf, "the model"))
 
 
 def _leaf(family: Family, path: tuple[str, ...]) -> Leaf:
@@ -308,18 +424,138 @@ def _matrix(family: Family, module: str, bias: bool) -> tuple[str, int]:
     return f"{file} -> {inputs.strip('()')} {ours}", part
 
 
+# ---- Buffers -----------------------------------------------------------------------------------
+
+
+def _causal_mask(rows: Rows, config: DecoderConfig, layer: int) -> bool:
+    """1 where a token sees another, [T, T]; GPT-Neo's local layers have a window."""
+    count, size = rows.values.shape
+    if rows.total != size:
+        return False
+    window = config.attention[layer % len(config.attention)].window or size
+    back = (rows.first + np.arange(count))[:, None] - np.arange(size)[None]
+    return np.array_equal(rows.values, (back >= 0) & (back < window))
+
+
+def _masked_value(rows: Rows, config: DecoderConfig, layer: int) -> bool:
+    """What hides a token: as good as minus infinity."""
+    return rows.values.size == rows.total == 1 and bool(rows.values.max() <= -1e4)
+
+
+def _rotary_frequencies(rows: Rows, config: DecoderConfig, layer: int) -> bool:
+    """Before linear scaling or after it; saved in half precision, perhaps."""
+    if config.rope is None or rows.total != 1:
+        return False
+    half = (config.rope.width or config.head_width) // 2
+    plain = config.rope.theta ** (-np.arange(half) / half)
+    scaled = plain if config.rope.original_length else plain / config.rope.factor
+    found = rows.values[0]
+    return found.shape == plain.shape and any(
+        np.allclose(found, x, rtol=0.004, atol=1e-7) for x in (plain, scaled)
+    )
+
+
+def _sinusoids(rows: Rows, config: DecoderConfig, layer: int) -> bool:
+    """XGLM's table, in which the row of padding is zero; float32 loses digits in far rows."""
+    if config.positions != "sinusoidal" or rows.values.shape[1] != config.width:
+        return False
+    at = rows.first + np.arange(len(rows.values))
+    right = np.asarray(sinusoids(jnp.asarray(at)[None], config.width))[0]
+    padding = (at < config.position_offset) & ~rows.values.any(1)
+    return bool((padding | (np.abs(rows.values - right) < 0.01).all(1)).all())
+
+
+def _version(rows: Rows, config: DecoderConfig, layer: int) -> bool:
+    """The number of fairseq's own format."""
+    return rows.values.size == rows.total == 1
+
+
 # ---- The tables --------------------------------------------------------------------------------
 
+DEQUANTISE = "give a dequantised copy (float32, float16 or bfloat16), or a GGUF file of the model"
 _UNEMBEDS = ("lm_head", "embed_out")
-# Causal masks and such, which older checkpoints carry.
 _BUFFERS = (
-    ".attn.bias",
-    ".attn.masked_bias",
-    ".attention.bias",
-    ".attention.masked_bias",
-    ".rotary_emb.inv_freq",
-    "embed_positions.weights",
+    *(Buffer(f".{x}.bias", "a causal mask", _causal_mask) for x in ("attn", "attention")),
+    *(
+        Buffer(f".{x}.masked_bias", "what hides tokens", _masked_value)
+        for x in ("attn", "attention")
+    ),
+    Buffer("rotary_emb.inv_freq", "rotary frequencies", _rotary_frequencies),
+    Buffer("embed_positions.weights", "sinusoidal positions", _sinusoids),
+    Buffer("decoder.version", "fairseq's version", _version),
 )
+# What each key of config.json that is read may be, whatever the family.
+_ROPE_TABLES = ("rope_scaling", "rope_parameters")  # older, newer
+_FORMS = {
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer"), LAYERS),
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "vocab_size", "head_dim"), SIZE),
+    **dict.fromkeys(("num_attention_heads", "num_heads", "n_head", "attention_heads"), SIZE),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "num_key_value_heads"), SIZE),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "word_embed_proj_dim"), SIZE),
+    **dict.fromkeys(("rotary_dim", "window_size"), SIZE),
+    **dict.fromkeys(("sliding_window", "max_window_layers"), COUNT),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"), forms.number(0, 1)),
+    **dict.fromkeys(("rope_theta", "rotary_emb_base"), forms.number()),
+    **dict.fromkeys(("rotary_pct", "partial_rotary_factor"), forms.number(0, 1)),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings", "enable_bias"), FLAG),
+    **dict.fromkeys(("use_sliding_window", "use_parallel_residual", "scale_embedding"), FLAG),
+    **dict.fromkeys(("scale_attn_weights", "scale_attn_by_inverse_layer_idx"), FLAG),
+    **dict.fromkeys(("add_cross_attention", "do_layer_norm_before"), FLAG),
+    **dict.fromkeys(("_remove_final_layer_norm", "layer_norm_elementwise_affine"), FLAG),
+    **dict.fromkeys(("hidden_act", "activation_function", "hidden_activation"), TEXT),
+    **dict.fromkeys(_ROPE_TABLES, TABLE),
+    "layer_types": forms.listed(TEXT),
+    "attention_types": forms.listed(
+        forms.Form(
+            "[list of kinds, how often]",
+            lambda x: (
+                isinstance(x, list)
+                and len(x) == 2
+                and forms.listed(TEXT).holds(x[0])
+                and LAYERS.holds(x[1])
+            ),
+        )
+    ),
+    ATTENTION_KEY: forms.listed(TABLE),
+}
+_ROPE_FORMS = {
+    **dict.fromkeys(("rope_type", "type"), TEXT),
+    **dict.fromkeys(
+        ("rope_theta", "factor", "low_freq_factor", "high_freq_factor"), forms.number()
+    ),
+    "partial_rotary_factor": forms.number(0, 1),
+    "original_max_position_embeddings": SIZE,
+}
+_NUMBER = forms.Form("a number", lambda x: type(x) in (int, float))  # `check_kind` has its bounds
+_KIND_FORMS = {
+    field.name: {"str": TEXT, "bool": FLAG, "int": COUNT, "float": _NUMBER}.get(
+        type(field.default).__name__, forms.listed(TEXT)
+    )
+    for field in dataclasses.fields(Kind)
+}
+# Keys of relatives of these families that change what is computed, and the values with which they
+# do not. A family's `only` comes before it.
+_NEUTRAL: dict[str, Sequence[Any]] = {
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "logit_softcap"), ()),
+    **dict.fromkeys(("query_pre_attn_scalar", "attention_multiplier", "clip_qkv"), ()),
+    **dict.fromkeys(("attention_chunk_size", "dim_model_base", "scale_depth"), ()),
+    **dict.fromkeys(("logit_scale", "logits_scaling", "embedding_multiplier"), (1,)),
+    **dict.fromkeys(("residual_multiplier", "lm_head_multiplier", "scale_emb"), (1,)),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (0, 1)),
+    **dict.fromkeys(("n_shared_experts", "n_shared_head", "num_kv_shared_layers"), (0,)),
+    **dict.fromkeys(("alibi", "use_alibi", "multi_query", "new_decoder_architecture"), (False,)),
+    **dict.fromkeys(("use_qk_norm", "qk_norm", "qk_layernorm", "parallel_attn"), (False,)),
+    **dict.fromkeys(("is_encoder_decoder", "add_cross_attention"), (False,)),
+    **dict.fromkeys(("attn_temperature_tuning", "use_sliding_window"), (False,)),
+    **dict.fromkeys(("no_rope_layers", "no_rope_layer_interval"), ()),
+    "sliding_window": (0,),
+    "layer_types": ("full_attention",),
+}
+_WINDOWS: dict[str, Any] = {
+    "sliding_window": range(2**31),
+    "use_sliding_window": (False, True),
+    "layer_types": ("full_attention", "sliding_attention"),
+}
 _JOINED = ("query", "key", "value")
 # Each matrix's outputs and inputs.
 _MATRICES = {
@@ -428,7 +664,6 @@ FAMILIES = {
         only={
             "scale_attn_weights": (True,),
             "scale_attn_by_inverse_layer_idx": (False,),
-            "add_cross_attention": (False,),
         },
         mlps=_MLPS,
         more=lambda hf, fields: {},
@@ -476,7 +711,8 @@ FAMILIES = {
     "gptj": Family(
         keys=_GPT_KEYS | {"tied": ("tie_word_embeddings", False)},
         fixed={"norm": "layer", "block": "shared_norm", "mlp_bias": True, "unembed_bias": True},
-        only={"tie_word_embeddings": (False,)},
+        only={"tie_word_embeddings": (False,), "rope_theta": (10_000,)}
+        | dict.fromkeys(_ROPE_TABLES, ()),
         mlps=_MLPS,
         more=_gptj,
         modules=_modules(
@@ -534,15 +770,15 @@ FAMILIES = {
         keys=_FAIRSEQ.keys
         | {"num_layers": "num_layers", "width": "d_model", "num_heads": "attention_heads"},
         fixed={**_FAIRSEQ.fixed, "positions": "sinusoidal", **_BIASES},
-        only={"add_cross_attention": (False,)},
+        only={},
         mlps={"gelu": "gelu"} | _MLPS,
         more=_xglm,
         modules=_FAIRSEQ.modules | {"final_norm": "layer_norm"},
     ),
     "llama": _LLAMA,
-    "mistral": _LLAMA._replace(more=_mistral),
-    "qwen2": _LLAMA._replace(fixed={"qkv_bias": True}, more=_qwen),
-    "qwen3": _LLAMA._replace(fixed={"qk_norm": True}, more=_qwen3),
+    "mistral": _LLAMA._replace(only=_WINDOWS, more=_mistral),
+    "qwen2": _LLAMA._replace(fixed={"qkv_bias": True}, only=_WINDOWS, more=_qwen),
+    "qwen3": _LLAMA._replace(fixed={"qk_norm": True}, only=_WINDOWS, more=_qwen3),
     "gemma": _LLAMA._replace(
         keys=_LLAMA.keys | {"tied": ("tie_word_embeddings", True)},
         only={

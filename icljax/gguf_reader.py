@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ from gguf import GGMLQuantizationType, TokenType
 from gguf.quants import dequantize, quant_shape_to_byte_shape
 from tokenizers import AddedToken, Tokenizer
 
-from icljax import bpe, tensors
+from icljax import bpe, families, forms, tensors
 from icljax.errors import UserError
+from icljax.forms import COUNT, SIZE, TEXT
 
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # value type -> struct letter
 _STRING, _ARRAY = 8, 9
+_LONGEST = 1 << 24  # items of an array, bytes of a text; large vocabularies have 2^18 tokens
+_AXES = 4  # of a tensor, as in ggml
 
 _TOP = {
     "token_embd": "model.embed_tokens",
@@ -54,6 +57,62 @@ _LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 _FREQUENCIES = "rope_freqs.weight"
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id")
+_ARCHITECTURE = "general.architecture"
+# What fields may be that are read; {} stands for the architecture.
+_FORMS = {
+    _ARCHITECTURE: TEXT,
+    "general.type": TEXT,
+    "split.count": COUNT,
+    "{}.block_count": forms.LAYERS,
+    "{}.context_length": SIZE,
+    "{}.embedding_length": SIZE,
+    "{}.feed_forward_length": SIZE,
+    "{}.attention.head_count": SIZE,
+    "{}.attention.head_count_kv": SIZE,
+    "{}.attention.key_length": SIZE,
+    "{}.attention.layer_norm_rms_epsilon": forms.number(0, 1),
+    "{}.rope.freq_base": forms.number(),
+    "{}.rope.dimension_count": SIZE,
+    "{}.rope.scaling.type": TEXT,
+    "tokenizer.ggml.model": TEXT,
+    "tokenizer.ggml.pre": TEXT,
+    "tokenizer.ggml.tokens": forms.listed(TEXT),
+    "tokenizer.ggml.merges": forms.listed(
+        forms.Form("two tokens with a blank between", lambda x: isinstance(x, str) and " " in x)
+    ),
+    "tokenizer.ggml.token_type": forms.listed(COUNT),
+    "tokenizer.ggml.bos_token_id": COUNT,
+    "tokenizer.ggml.eos_token_id": COUNT,
+}
+# Fields of the architecture that are not read, and with which values nothing changes: 0 stands for
+# a factor that is not used. Any other field of it may change what the model computes.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.sliding_window": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.clamp_kqv": (0,),
+    "attention.scale": (0,),
+    "attn_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "logit_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "embedding_scale": (0, 1),
+    "rope.scale_linear": (0, 1),
+    "rope.scaling.factor": (0, 1),
+    "rope.scaling.attn_factor": (0, 1),
+    "use_parallel_residual": (False,),
+    "pooling_type": (0,),
+    "nextn_predict_layers": (0,),
+}
+# Of no effect, whatever their value.
+_DESCRIBING = (
+    "tensor_data_layout",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+)
 
 
 def convert(path: Path, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
@@ -75,8 +134,9 @@ def convert(path: Path, folder: Path, progress: Callable[[int, int], None] | Non
     """
     gguf = _read(path)
     config = _config(gguf)
-    tokenizer = _tokenizer(gguf)
+    tokenizer = _tokenizer(gguf, config)
     names = _hf_names(gguf, config)
+    _check_shapes(gguf, config, names)
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     done = 0
 
@@ -129,7 +189,7 @@ class _Gguf:
 
     @property
     def architecture(self) -> str:
-        return self.field("general.architecture")
+        return self.field(_ARCHITECTURE)
 
     def field(self, name: str) -> Any:
         """The value of a field that must be there."""
@@ -163,6 +223,8 @@ class _Cursor:
 
     def string(self) -> str:
         (length,) = self.scalars("Q")
+        if length > _LONGEST:
+            raise ValueError(f"a text of {length:,} bytes")
         (text,) = self.scalars(f"{length}s")
         return text.decode()
 
@@ -172,6 +234,8 @@ class _Cursor:
         if kind != _ARRAY:
             return self.scalars(_SCALARS[kind])[0]
         item, length = self.scalars("IQ")
+        if length > _LONGEST or item == _ARRAY:
+            raise ValueError(f"an array of {length:,} items of type {item}")
         if item in _SCALARS:
             return list(self.scalars(f"{length}{_SCALARS[item]}"))
         return [self.value(item) for _ in range(length)]
@@ -183,16 +247,17 @@ def _read(path: Path) -> _Gguf:
     try:
         fields, tensors = _parse(data)
         expected = max((tensor.end for tensor in tensors.values()), default=0)
-    except (struct.error, KeyError, ValueError) as error:
+    except (struct.error, KeyError, OverflowError, ValueError) as error:
         raise UserError(
             f"{path} is truncated or damaged: its header cannot be read within its {len(data):,} "
-            f"bytes ({error}). Download it again."
+            f"bytes ({forms.one_line(error)}). Download it again."
         ) from error
     if len(data) < expected:
         raise UserError(
             f"{path} is truncated: it has {len(data):,} bytes, its tensors need {expected:,}. "
             "Download it again."
         )
+    forms.check(path, fields, {n.format(fields.get(_ARCHITECTURE)): f for n, f in _FORMS.items()})
     return _Gguf(path, fields, tensors)
 
 
@@ -218,24 +283,41 @@ def _map(path: Path) -> memoryview:
 
 
 def _parse(data: memoryview) -> tuple[dict[str, Any], dict[str, _Tensor]]:
-    """The header's fields and its table of tensors."""
+    """The header's fields and its table of tensors; damage is a ValueError, or struct's."""
     cursor = _Cursor(data, position=8)
     num_tensors, num_fields = cursor.scalars("QQ")
-    fields = {}
+    fields: dict[str, Any] = {}
     for _ in range(num_fields):
-        name = cursor.string()
+        name = _once(cursor.string(), fields)
         fields[name] = cursor.value(cursor.scalars("I")[0])
-    table = []
+    table: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(num_tensors):
-        name = cursor.string()
+        name = _once(cursor.string(), table)
         (num_axes,) = cursor.scalars("I")
+        if not 1 <= num_axes <= _AXES:
+            raise ValueError(f"{forms.shown(name)} has {num_axes} axes, expected 1 to {_AXES}")
         *axes, kind, offset = cursor.scalars(f"{num_axes}QIQ")
-        table.append((name, tuple(reversed(axes)), GGMLQuantizationType(kind), offset))
+        table[name] = (tuple(reversed(axes)), kind, offset)
     alignment = fields.get("general.alignment", 32)
+    if type(alignment) is not int or alignment not in (8 << i for i in range(20)):
+        raise ValueError(f"general.alignment is {forms.shown(alignment)}, expected a power of two")
     start = -(-cursor.position // alignment) * alignment  # offsets count from here
-    return fields, {
-        name: _Tensor(kind, shape, start + offset) for name, shape, kind, offset in table
+    tensors = {
+        name: _Tensor(GGMLQuantizationType(kind), shape, start + offset)
+        for name, (shape, kind, offset) in table.items()
     }
+    end, before = start, "the header"
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
+        if tensor.offset < end and tensor.end > tensor.offset:
+            raise ValueError(f"{forms.shown(name)} overlaps {before}")
+        end, before = tensor.end, forms.shown(name)
+    return fields, tensors
+
+
+def _once(name: str, seen: Mapping[str, Any]) -> str:
+    if name in seen:
+        raise ValueError(f"{forms.shown(name)} is there twice")
+    return name
 
 
 # ---- The model ---------------------------------------------------------------------------------
@@ -246,9 +328,10 @@ def _config(gguf: _Gguf) -> dict[str, Any]:
     architecture = gguf.architecture
     if architecture not in _MORE:
         raise UserError(
-            f"{gguf.path} holds a model of architecture {architecture!r}, supported: "
+            f"{gguf.path} holds a model of architecture {forms.shown(architecture)}, supported: "
             f"{', '.join(map(repr, _MORE))}. Give a Llama-type model."
         )
+    _check_whole(gguf)
     if "token_embd.weight" not in gguf.tensors:
         raise _missing(gguf, "token_embd.weight")
     heads = gguf.size("attention.head_count")
@@ -279,6 +362,32 @@ def _config(gguf: _Gguf) -> dict[str, Any]:
     }
 
 
+def _check_whole(gguf: _Gguf) -> None:
+    """Refuses a part of a model, and a model that computes more than the decoder does."""
+    kind, parts = (gguf.fields.get(n) for n in ("general.type", "split.count"))
+    if (kind or "model") != "model" or (parts or 0) > 1:
+        raise UserError(
+            f"{gguf.path} holds a part of a model (general.type, split.count). Give the whole one: "
+            "llama-gguf-split --merge, llama-export-lora."
+        )
+    start = f"{gguf.architecture}."
+    width = gguf.size("embedding_length") // gguf.size("attention.head_count")
+    head_dim = gguf.option("attention.key_length", width)
+    neutral = {
+        **_NEUTRAL,
+        "vocab_size": (len(gguf.field("tokenizer.ggml.tokens")),),
+        "attention.value_length": (head_dim,),
+    }
+    for name, value in gguf.fields.items():
+        key = name.removeprefix(start)
+        read = key == name or "{}." + key in _FORMS or key in _DESCRIBING
+        if not read and value not in neutral.get(key, ()):
+            raise UserError(
+                f"{gguf.path} has {forms.shown(name)} = {forms.shown(value)}, which may change "
+                "what the model computes and is not supported. Give another model."
+            )
+
+
 def _decimal(value: float) -> float:
     """The shortest decimal of a stored float32: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
@@ -290,14 +399,15 @@ def _rope(gguf: _Gguf, theta: float, head_dim: int) -> dict[str, Any]:
     rotated = gguf.option("rope.dimension_count", head_dim)
     if scaling != "none" or rotated != head_dim:
         raise UserError(
-            f"{gguf.path} has rotary scaling {scaling!r} over {rotated} of {head_dim} head "
-            f"dimensions, supported: 'none' over all {head_dim}. Give another model."
+            f"{gguf.path} has rotary scaling {forms.shown(scaling)} over {rotated} of {head_dim} "
+            f"head dimensions, supported: 'none' over all {head_dim}. Give another model."
         )
     if _FREQUENCIES not in gguf.tensors:
         return {"rope_type": "default"}
     stored = _dequantize(gguf, _FREQUENCIES)
-    factor = float(stored.max())
-    if not np.allclose(stored, _llama3_scales(theta, head_dim, factor), rtol=1e-3):
+    factor = float(stored.max(initial=0))
+    right = stored.shape == (head_dim // 2,) and 1 <= factor < math.inf
+    if not right or not np.allclose(stored, _llama3_scales(theta, head_dim, factor), rtol=1e-3):
         raise UserError(
             f"{gguf.path} scales its rotary frequencies by {_FREQUENCIES}, but not as Llama 3.1 "
             "does. Give another model."
@@ -328,10 +438,24 @@ def _hf_names(gguf: _Gguf, config: dict[str, Any]) -> dict[str, str]:
     if unknown := sorted(set(gguf.tensors) - set(names.values()) - {_FREQUENCIES}):
         raise UserError(
             f"{gguf.path} holds {len(unknown)} tensor(s) that a plain model of its architecture "
-            f"({gguf.architecture}) does not have, such as {unknown[0]}. Give a model without "
-            "experts and added biases."
+            f"({gguf.architecture}) with {config['num_hidden_layers']} layers does not have, such "
+            f"as {forms.shown(unknown[0])}. Give a model without experts and added "
+            "biases."
         )
     return names
+
+
+def _check_shapes(gguf: _Gguf, config: dict[str, Any], names: dict[str, str]) -> None:
+    """Whether the fields are those of a model that the decoder has, and its tensors fit them."""
+    decoder = families.decoder_config(config, gguf.path, "its header")
+    shapes = tensors.shapes(families.plan(config, decoder), decoder, "model.")
+    for theirs, expected in shapes.items():
+        shape = gguf.tensors[names[theirs]].shape
+        if shape != expected:
+            raise UserError(
+                f"{gguf.path}: tensor {names[theirs]} has shape {shape}, but its fields ask for "
+                f"{expected}. Download it again, or give another file."
+            )
 
 
 def _missing(gguf: _Gguf, name: str) -> UserError:
@@ -369,25 +493,38 @@ def _half_split_rows(weight: np.ndarray, num_heads: int) -> np.ndarray:
 # ---- The tokenizer -----------------------------------------------------------------------------
 
 
-def _tokenizer(gguf: _Gguf) -> Tokenizer:
+def _tokenizer(gguf: _Gguf, config: dict[str, Any]) -> Tokenizer:
     """The file's byte-level BPE; control tokens are special, user-defined ones are added."""
     model = gguf.field("tokenizer.ggml.model")
     if model != "gpt2":
         raise UserError(
-            f"{gguf.path} has a tokenizer of model {model!r}, supported: 'gpt2' (byte-level BPE). "
-            "Give another model."
+            f"{gguf.path} has a tokenizer of model {forms.shown(model)}, supported: 'gpt2' "
+            "(byte-level BPE). Give another model."
         )
     split = gguf.field("tokenizer.ggml.pre")
     if split not in bpe.NAMES:
         raise UserError(
-            f"{gguf.path} has the pre-tokenizer {split!r}, supported: "
+            f"{gguf.path} has the pre-tokenizer {forms.shown(split)}, supported: "
             f"{', '.join(map(repr, bpe.NAMES))}. Give another model."
         )
-    tokens = gguf.field("tokenizer.ggml.tokens")
+    tokens, kinds = (gguf.field(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
+    counts = {len(tokens), len(kinds), config["vocab_size"], len(set(tokens))}
+    ids = [config[name] for name in _SPECIAL_IDS if config[name] is not None]
+    if len(counts) > 1 or max(ids, default=0) >= len(tokens):
+        raise UserError(
+            f"{gguf.path}: {len(tokens)} tokens ({len(set(tokens))} different), {len(kinds)} types "
+            f"of tokens, {config['vocab_size']} rows of the embedding and the special tokens {ids} "
+            "do not belong together. Download it again, or give another file."
+        )
     merges = [tuple(merge.split(" ", 1)) for merge in gguf.field("tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = bpe.tokenizer(vocabulary, merges, split)
-    kinds = gguf.field("tokenizer.ggml.token_type")
+    try:
+        tokenizer = bpe.tokenizer(vocabulary, merges, split)
+    except Exception as error:  # the tokenizers package raises plain Exception
+        raise UserError(
+            f"{gguf.path}: tokenizer.ggml.tokens and merges do not make a tokenizer "
+            f"({forms.one_line(error)}). Download it again."
+        ) from error
     tokenizer.add_special_tokens(_added(tokens, kinds, TokenType.CONTROL))
     tokenizer.add_tokens(_added(tokens, kinds, TokenType.USER_DEFINED))
     return tokenizer
@@ -406,7 +543,7 @@ def _added(tokens: list[str], kinds: list[int], kind: TokenType) -> list[AddedTo
 def _tokenizer_config(gguf: _Gguf, config: dict[str, Any]) -> dict[str, Any]:
     """tokenizer_config.json: what tokenizer.json cannot say."""
     tokens = gguf.field("tokenizer.ggml.tokens")
-    ids = {name: config[f"{name}_id"] for name in ("bos_token", "eos_token")}
+    ids = {name.removesuffix("_id"): config[name] for name in _SPECIAL_IDS}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config["max_position_embeddings"],

@@ -19,8 +19,9 @@ import ml_dtypes
 import numpy as np
 from tokenizers import Tokenizer
 
-from icljax import assets, bpe, tensors
+from icljax import assets, bpe, forms, tensors
 from icljax.errors import UserError
+from icljax.families import decoder_config
 
 # Beside model.pt: fairseq's numbers for GPT-2's tokens, and those tokens.
 FAIRSEQ_FILES = ("dict.txt", "encoder.json", "vocab.bpe")
@@ -31,7 +32,16 @@ _EXPECTED = re.compile(
     r"(argparse|omegaconf|fairseq|metaseq|collections|typing|numpy)\.|"
     r"builtins\.(dict|list|tuple|int|float|str|bool)$"
 )
-_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_DTYPES = {
+    **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"},
+    **{"bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64"},
+}
+# fairseq's arguments that are read; those that are flags are only asked whether they are set.
+_ARGUMENTS = {
+    **dict.fromkeys(("max_target_positions", "tokens_per_sample"), forms.SIZE),
+    "decoder_attention_heads": forms.SIZE,
+    "activation_fn": forms.TEXT,
+}
 
 
 class Inert:
@@ -58,27 +68,14 @@ def convert_torch(folder: Path, to: Path) -> None:
         UserError: for a file that is damaged, missing, or holds more than weights.
     """
     weights: dict[str, Any] = {}
-    for file in _torch_files(folder):
-        weights |= _load(file)
+    for file in tensors.indexed_files(folder, "pytorch_model.bin.index.json", "pytorch_model.bin"):
+        weights |= _checked(file, _load(file), weights)
     copied = ("config.json", "tokenizer.json", *bpe.FILES)
     with tensors.new_folder(to) as made:
         for name in copied:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, made / name)
         _write(made, weights)
-
-
-def _torch_files(folder: Path) -> list[Path]:
-    index = folder / "pytorch_model.bin.index.json"
-    names = ["pytorch_model.bin"]
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
-            raise UserError(f"{index} has no weight_map of tensors to files; fetch it again") from e
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise UserError(f"{folder} has no {', '.join(missing)}; fetch the whole model again")
-    return [folder / name for name in names]
 
 
 def convert_fairseq(file: Path, to: Path) -> None:
@@ -116,8 +113,8 @@ def _load(file: Path) -> dict[str, Any]:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
         if foreign := sorted(name for name in named if not _EXPECTED.match(name)):
             raise UserError(
-                f"{file} is more than weights: it names {foreign[0]}. Nothing in it was run; get "
-                "the model from a source that you trust, as safetensors"
+                f"{file} is more than weights: it names {forms.shown(foreign[0])}. Nothing in it "
+                "was run; get the model from a source that you trust, as safetensors"
             )
         with torch.serialization.safe_globals([(Inert, name) for name in named]):
             state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
@@ -148,14 +145,53 @@ def _plain(value: Any) -> Any:
 
 
 def _table(value: Any) -> dict[str, Any]:
-    value = _plain(value)
+    try:
+        value = _plain(value)
+    except RecursionError:  # a container that holds itself
+        return {}
     return value if isinstance(value, dict) else {}
 
 
+def _checked(file: Path, weights: dict[Any, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The weights, each a tensor that can be written; whether it is of use is for the loader.
+
+    Args:
+        file: where they are from.
+        weights: name -> tensor, as far as is known.
+        before: those of other files.
+    """
+    import torch
+
+    for name, x in weights.items():
+        if not (isinstance(name, str) and isinstance(x, torch.Tensor)):
+            raise UserError(
+                f"{file}: {forms.shown(name)} is no tensor but a {type(x).__name__}; give a file "
+                "of weights alone (a training checkpoint's state_dict)"
+            )
+        kind = str(x.dtype).removeprefix("torch.")
+        plain = x.layout is torch.strided and x.device.type == "cpu" and kind in _DTYPES
+        # A stride of 0 makes as large a tensor as one likes out of one number.
+        if not plain or x.numel() * x.element_size() > x.untyped_storage().nbytes():
+            raise UserError(
+                f"{file}: tensor {forms.shown(name)} ({kind}, {tuple(x.shape)}) is not stored as "
+                "plain numbers; save the model again, as safetensors"
+            )
+        if name in before and not _equal(x, before[name]):
+            raise UserError(
+                f"{file}: tensor {forms.shown(name)} is in another file too, with other values; "
+                "remove the file that is not the model's"
+            )
+    return weights
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return a.dtype == b.dtype and a.equal(b)
+
+
 def _write(folder: Path, weights: dict[str, Any]) -> None:
-    """Floating-point tensors only: the others are masks and counters."""
-    dtypes = {name: _DTYPES.get(str(x.dtype).removeprefix("torch.")) for name, x in weights.items()}
-    shapes = {name: (dtype, tuple(weights[name].shape)) for name, dtype in dtypes.items() if dtype}
+    """Every tensor, masks and counters too."""
+    dtypes = {name: _DTYPES[str(x.dtype).removeprefix("torch.")] for name, x in weights.items()}
+    shapes = {name: (dtype, tuple(weights[name].shape)) for name, dtype in dtypes.items()}
 
     def get(name: str) -> np.ndarray:
         tensor = weights[name].detach().contiguous()
@@ -177,9 +213,10 @@ def _xglm_names(file: Path, state: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(weights, dict) or "decoder.embed_tokens.weight" not in weights:
         raise UserError(f"{file}: no fairseq language model (no decoder.embed_tokens.weight in it)")
     unneeded = ("decoder.version", "decoder.embed_positions._float_tensor")
-    out = {n.replace("decoder.", "model.", 1): x for n, x in weights.items() if n not in unneeded}
+    weights = _checked(file, {n: x for n, x in weights.items() if n not in unneeded}, {})
+    out = {n.replace("decoder.", "model.", 1): x for n, x in weights.items()}
     unembed = out.pop("model.output_projection.weight", None)
-    if unembed is not None and not unembed.equal(out["model.embed_tokens.weight"]):
+    if unembed is not None and not _equal(unembed, out["model.embed_tokens.weight"]):
         out["lm_head.weight"] = unembed
     return out
 
@@ -191,19 +228,20 @@ def _xglm_config(file: Path, weights: dict[str, Any], args: dict[str, Any]) -> d
             raise UserError(
                 f"{file}: a model with {key}, supported: sinusoidal positions; give another model"
             )
+    forms.check(file, args, _ARGUMENTS)
     positions = args.get("max_target_positions") or args.get("tokens_per_sample")
     layers = {n.split(".")[2] for n in weights if n.startswith("model.layers.")}
     try:
         vocabulary, width = weights["model.embed_tokens.weight"].shape
-        return {
+        config = {
             "architectures": ["XGLMForCausalLM"],
             "model_type": "xglm",
             "vocab_size": vocabulary,
-            "max_position_embeddings": int(positions or args["max_target_positions"]),
+            "max_position_embeddings": positions or args["max_target_positions"],
             "d_model": width,
             "ffn_dim": weights["model.layers.0.fc1.weight"].shape[0],
             "num_layers": len(layers),
-            "attention_heads": int(args["decoder_attention_heads"]),
+            "attention_heads": args["decoder_attention_heads"],
             "activation_function": args["activation_fn"],
             "scale_embedding": not args.get("no_scale_embedding", False),
             "tie_word_embeddings": "lm_head.weight" not in weights,
@@ -211,11 +249,15 @@ def _xglm_config(file: Path, weights: dict[str, Any], args: dict[str, Any]) -> d
             "eos_token_id": _FAIRSEQ_SPECIAL.index("</s>"),
             "pad_token_id": _FAIRSEQ_SPECIAL.index("<pad>"),
         }
-    except KeyError as e:
+    except ValueError as e:
+        raise UserError(f"{file}: model.embed_tokens.weight is no matrix; fetch it again") from e
+    except (KeyError, IndexError) as e:
         raise UserError(
             f"{file}: has no {e.args[0]}, which cannot be told from the rest; expected a language "
             "model as fairseq saves it, with its arguments"
         ) from e
+    decoder_config(config, file, "its arguments")  # before anything is written
+    return config
 
 
 def _fairseq_tokenizer(folder: Path) -> Tokenizer:
@@ -224,7 +266,11 @@ def _fairseq_tokenizer(folder: Path) -> Tokenizer:
     tokens = {str(number): token for token, number in gpt2.items()}
     ids = {token: number for number, token in enumerate(_FAIRSEQ_SPECIAL)}
     path = folder / "dict.txt"
-    for line in path.read_text(encoding="utf-8").splitlines():
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: not a list of tokens ({forms.one_line(e)})") from e
+    for line in lines:
         symbol = line.rpartition(" ")[0]  # then its count
         ids.setdefault(tokens.get(symbol, symbol), len(ids))
     if missing := [token for token in gpt2 if token not in ids and token != "<|endoftext|>"]:
@@ -233,4 +279,10 @@ def _fairseq_tokenizer(folder: Path) -> Tokenizer:
             f"{missing[0]!r}; give the files that belong to this model"
         )
     merges = bpe.read_merges(folder / "vocab.bpe")
-    return bpe.tokenizer(ids, merges, special=_FAIRSEQ_SPECIAL)
+    try:
+        return bpe.tokenizer(ids, merges, special=_FAIRSEQ_SPECIAL)
+    except Exception as e:  # the tokenizers package raises plain Exception
+        raise UserError(
+            f"{folder}: {', '.join(FAIRSEQ_FILES[1:])} do not make a tokenizer "
+            f"({forms.one_line(e)}); give the files that belong to this model"
+        ) from e

@@ -30,8 +30,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from icljax import forms
 from icljax.errors import UserError
-from icljax.families import Leaf, Plan, axis_sizes
+from icljax.families import DEQUANTISE, Buffer, Leaf, Plan, Rows, axis_sizes
 from icljax.mixing import LEARNABLE
 from icljax.model import DecoderConfig, Params
 
@@ -44,10 +45,43 @@ DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
+# Of buffers; weights in these are quantised. FP8 is none: it is the weight only times a scale.
+INTEGERS = {"BOOL": np.dtype(np.bool_), "U8": np.dtype(np.uint8)} | {
+    f"I{8 * size}": np.dtype(f"i{size}") for size in (1, 2, 4, 8)
+}
+# Names of tensors that no plain model has, and what they mean.
+_QUANTISED = (
+    (r"\.(SCB|weight_format)$", "bitsandbytes (8 bits)"),
+    (r"\.(nested_)?(absmax|quant_map)$|\.quant_state\.", "bitsandbytes (4 bits)"),
+    (r"\.g_idx$", "GPTQ"),
+    (r"\.(qweight|qzeros)$", "GPTQ or AWQ"),
+    (r"\.weight_(packed|shape|zero_point|global_scale)$", "compressed-tensors"),
+    (r"\.(weight|input|activation|output|k|v)_scale(_inv|_2)?$", "FP8 or INT8 with scales"),
+    (r"_blocks$", "MXFP4"),
+    (r"\.W_q$", "HQQ"),
+    (r"\.(codes|codebooks)$", "AQLM"),
+    (r"\.(scales?|zeros|zero_point|_scale|_data)$", "a method with scales"),
+)
+_INSTEAD = (  # of a weight
+    (r"lora_|\.base_layer\.|\.modules_to_save\.", "an adapter's; merge it into its base model"),
+    (
+        r"weight_(orig|mask|g|v)$|\.parametrizations\.",
+        "of pruned or normalised weights; make that permanent and save the model again",
+    ),
+)
+_FOREIGN = (
+    *_INSTEAD,
+    (
+        r"(score|classifier|v_head|value_head|summary|qa_outputs)\.",
+        "of a head for another task; give the language model",
+    ),
+    (r"experts?\.|\.router\.", "of a mixture of experts, which is not supported"),
+    (r"\.bias$", "biases, which config.json (attention_bias, mlp_bias) says it has not"),
+)
 _ALIGNMENT = 64  # bytes: the CPU backend takes memory so aligned as it is
+_COMPARED = 1 << 20  # bytes of a block of what is compared and not kept
+_EMBEDDING = ("embed", "embedding")
 _ROWS = 16  # copied at once where rows become columns: both sides then stay in the cache (2x)
 
 LeafPath = tuple[str, ...]  # of a leaf in the parameter tree
@@ -118,12 +152,13 @@ def load(folder: Path, plan: Plan, config: DecoderConfig, shardings: Any = None)
             one that the decoder has no use for.
     """
     stored = read_headers(folder)
+    _refuse_quantised(folder, stored)
     names = _names(folder, plan, stored, config.num_layers)
     sizes = axis_sizes(config)
     for path, leaf in plan.leaves.items():
         for name in names[path]:
             _check(folder, name, stored[name], parse(leaf.pattern), sizes)
-    _check_all_used(folder, plan, stored, names)
+    _check_all_used(folder, plan, stored, names, config.num_layers)
 
     leaves: dict[LeafPath, jax.Array] = {}
     for group in _groups(plan).values():
@@ -144,15 +179,23 @@ def read_headers(folder: Path) -> dict[str, Stored]:
         try:
             with safe_open(file, framework="numpy"):  # checks the header, and the file's length
                 pass
-        except (SafetensorError, OSError) as e:
-            raise UserError(f"{file}: not a whole safetensors file ({e}); fetch it again") from e
-        with file.open("rb") as f:
-            start = 8 + int.from_bytes(f.read(8), "little")
-            header = json.loads(f.read(start - 8))
+            with file.open("rb") as f:
+                start = 8 + int.from_bytes(f.read(8), "little")
+                header = forms.parse_json(f.read(start - 8))
+        except (SafetensorError, OSError, ValueError) as e:
+            raise UserError(
+                f"{file}: not a whole safetensors file ({forms.one_line(e)}); fetch it again"
+            ) from e
         header.pop("__metadata__", None)
         for name, about in header.items():
             offset = start + about["data_offsets"][0]
-            stored[name] = Stored(file, about["dtype"], tuple(about["shape"]), offset)
+            tensor = Stored(file, about["dtype"], tuple(about["shape"]), offset)
+            if name in stored and not _equal(stored[name], tensor):
+                raise UserError(
+                    f"{folder}: tensor {forms.shown(name)} is in {stored[name].file.name} and, "
+                    f"with other values, in {file.name}; remove the file that is not the model's"
+                )
+            stored[name] = tensor
     return stored
 
 
@@ -162,18 +205,41 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UserError: when there are none, or a file of the index is missing.
     """
-    index = folder / INDEX
-    names = ["model.safetensors"]
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
-            raise UserError(f"{index} has no weight_map of tensors to files; fetch it again") from e
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
+    files = indexed_files(folder, INDEX, "model.safetensors")
+    single = folder / "model.safetensors"
+    if single.is_file() and single not in files:
         raise UserError(
-            f"{folder} has no {', '.join(missing)}; a model folder holds config.json, "
-            "tokenizer.json and model.safetensors (or its shards with their index)"
+            f"{folder} has {single.name} and {INDEX} with other files; remove what is not the "
+            "model's"
+        )
+    return files
+
+
+def indexed_files(folder: Path, index: str, single: str) -> list[Path]:
+    """The files that an index names, in name order; without an index, the single file.
+
+    Raises:
+        UserError: for a damaged index, one that names files elsewhere, and a missing file.
+    """
+    names, path = [single], folder / index
+    if path.is_file():
+        try:
+            places = forms.read_json(path)["weight_map"].values()
+            names = sorted(set(places))
+            inside = (name.strip(".") and Path(name).name == name for name in names)
+            if not all(inside) or not "".join(names).isprintable():
+                raise ValueError(names)
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:
+            raise UserError(
+                f"{path} has no weight_map of tensors to files of its folder; fetch it again"
+            ) from e
+    # Not Path.is_file, which fails for a name that no file can have.
+    missing = [name for name in names if not os.path.isfile(folder / name)]
+    if missing or not names:
+        raise UserError(
+            f"{folder} has no {', '.join(missing[:3]) or single}; a model "
+            f"folder holds config.json, tokenizer.json and {single} (or its shards with their "
+            "index)"
         )
     return [folder / name for name in names]
 
@@ -186,24 +252,71 @@ def parse(pattern: str) -> Layout:
     return Layout(groups, tuple(leaf.split()))
 
 
+def _refuse_quantised(folder: Path, stored: dict[str, Stored]) -> None:
+    """Quantised weights have other names and shapes, and are numbers only with their scales."""
+    for pattern, method in _QUANTISED:
+        if name := next((name for name in stored if re.search(pattern, name)), None):
+            raise UserError(
+                f"{folder}: the weights are quantised by {method}, as tensor {forms.shown(name)} "
+                f"says, which is not supported; {DEQUANTISE}"
+            )
+
+
 def _names(
     folder: Path, plan: Plan, stored: dict[str, Stored], num_layers: int
 ) -> dict[LeafPath, list[str]]:
     """The tensors of each leaf: one, or one a layer."""
-    first = next(iter(plan.leaves.values()))
-    prefix = next((p for p in plan.prefixes if first.name(p) in stored), plan.prefixes[0])
-    names = {}
+    leaves = [leaf for leaf in plan.leaves.values() if not leaf.outside]
+    prefixes = (p for p in plan.prefixes if any(leaf.name(p) in stored for leaf in leaves))
+    prefix = next(prefixes, plan.prefixes[0])
+    names: dict[LeafPath, list[str]] = {}
     for path, leaf in plan.leaves.items():
-        layers = range(num_layers if "{}" in leaf.tensor else 1)
-        names[path] = [leaf.name(prefix, layer) for layer in layers]
-        for name in names[path]:
+        names[path] = []
+        for layer in range(num_layers if "{}" in leaf.tensor else 1):
+            name = leaf.name(prefix, layer)
+            if name not in stored and path == _EMBEDDING and plan.tied in stored:
+                name = plan.tied
             if name not in stored:
-                raise UserError(f"{folder}: the weights have no tensor {name!r}; wrong model_type?")
+                raise UserError(
+                    f"{folder}: the weights have no tensor {name!r}{_why(path, plan, stored)}"
+                )
+            names[path].append(name)
     return names
 
 
+def _why(path: LeafPath, plan: Plan, stored: dict[str, Stored]) -> str:
+    """What may be wrong where a leaf's tensor is missing."""
+    for pattern, meaning in _INSTEAD:
+        if other := next((name for name in stored if re.search(pattern, name)), None):
+            return f", but {forms.shown(other)}: it is {meaning}"
+    if path[-1] == "bias":
+        return "; config.json says that the model has biases: correct it, or give the whole model"
+    if path not in (_EMBEDDING, ("unembed", "kernel")):
+        return "; wrong model_type, or a file of another model?"
+    if plan.tied:
+        return f" and no {plan.tied!r}; give the whole model"
+    return (
+        ", and config.json does not say that embedding and output projection are one matrix; set "
+        "its tie_word_embeddings to true if they are, or give the whole model"
+    )
+
+
+def shapes(plan: Plan, config: DecoderConfig, prefix: str) -> dict[str, tuple[int, ...]]:
+    """The shape that each tensor of a plan has in a file."""
+    sizes = axis_sizes(config)
+    return {
+        leaf.name(prefix, layer): _file_shape(parse(leaf.pattern), sizes)
+        for leaf in plan.leaves.values()
+        for layer in range(config.num_layers if "{}" in leaf.tensor else 1)
+    }
+
+
+def _file_shape(layout: Layout, sizes: dict[str, int]) -> tuple[int, ...]:
+    return tuple(math.prod(_size(a, sizes) for a in group) for group in layout.groups)
+
+
 def _check(folder: Path, name: str, tensor: Stored, layout: Layout, sizes: dict[str, int]) -> None:
-    expected = tuple(math.prod(_size(a, sizes) for a in group) for group in layout.groups)
+    expected = _file_shape(layout, sizes)
     if tensor.shape != expected:
         raise UserError(
             f"{folder}: tensor {name!r} has shape {tensor.shape}, but config.json asks for "
@@ -212,21 +325,97 @@ def _check(folder: Path, name: str, tensor: Stored, layout: Layout, sizes: dict[
     if tensor.dtype not in DTYPES:
         raise UserError(
             f"{folder}: tensor {name!r} is stored as {tensor.dtype}, supported: "
-            f"{', '.join(DTYPES)}; give the model in a form that is not quantised"
+            f"{', '.join(DTYPES)}; {DEQUANTISE}"
         )
 
 
 def _check_all_used(
-    folder: Path, plan: Plan, stored: dict[str, Stored], names: dict[LeafPath, list[str]]
+    folder: Path,
+    plan: Plan,
+    stored: dict[str, Stored],
+    names: dict[LeafPath, list[str]],
+    num_layers: int,
 ) -> None:
-    """A bias or a layer that config.json does not announce would be left out silently."""
+    """What would be left out silently changes nothing, or is refused."""
     unused = sorted(stored.keys() - set(itertools.chain(*names.values())))
-    unused = [name for name in unused if not name.endswith(plan.ignored)]
+    if plan.tied in unused:
+        (embedding,) = names[_EMBEDDING]
+        unused.remove(plan.tied)
+        if not _equal(stored[embedding], stored[plan.tied]):
+            raise UserError(
+                f"{folder}: tensors {embedding!r} and {plan.tied!r} differ, but config.json ties "
+                "them; set its tie_word_embeddings to false to use both"
+            )
+    for name in list(unused):
+        if buffer := next((b for b in plan.buffers if name.endswith(b.ending)), None):
+            unused.remove(name)
+            _check_buffer(folder, name, stored[name], buffer, plan.config)
     if unused:
+        few = ", ".join(map(forms.shown, unused[:3])) + (", ..." if len(unused) > 3 else "")
         raise UserError(
-            f"{folder}: config.json asks for all tensors but {len(unused)}, such as "
-            f"{unused[0]!r}; weights and config.json do not belong together"
+            f"{folder}: the weights have {len(unused)} tensors that the model of config.json does "
+            f"not use: {few}; {_meaning(unused, num_layers)}"
         )
+
+
+def _meaning(unused: Sequence[str], num_layers: int) -> str:
+    """What tensors that are not used say about the model."""
+    layers = {int(n) for name in unused for n in re.findall(r"(?:layers|h)\.(\d{1,9})\.", name)}
+    if layers and min(layers) >= num_layers:
+        return (
+            f"layers from {min(layers)} on are more than config.json's number of layers, "
+            f"{num_layers}; correct it, or give the weights that belong to it"
+        )
+    for pattern, meaning in _FOREIGN:
+        if re.search(pattern, unused[0]):
+            return f"they are {meaning}"
+    return "weights and config.json do not belong together"
+
+
+def _check_buffer(
+    folder: Path, name: str, tensor: Stored, buffer: Buffer, config: DecoderConfig | None
+) -> None:
+    """Refuses a buffer that holds something else than what the decoder computes in its place."""
+    layer = next((int(n) for n in re.findall(r"\.(\d{1,9})\.", name)), 0)
+    columns = tensor.shape[-1] if tensor.shape else 1
+    known = tensor.dtype in DTYPES | INTEGERS and 0 not in tensor.shape and 8 * columns <= _COMPARED
+    if (
+        config is None
+        or not known
+        or not all(buffer.agrees(rows, config, layer) for rows in _rows_of(tensor, columns))
+    ):
+        raise UserError(
+            f"{folder}: tensor {forms.shown(name)} is not {buffer.what} as the model of "
+            "config.json has it, and would be left out; weights and config.json do not belong "
+            "together"
+        )
+
+
+def _rows_of(tensor: Stored, columns: int) -> Iterator[Rows]:
+    """All of a tensor as rows of so many numbers, in float64, about a megabyte at once."""
+    total = math.prod(tensor.shape) // columns
+    dtype = (DTYPES | INTEGERS)[tensor.dtype]
+    step = max(1, _COMPARED // (8 * columns))
+    with tensor.file.open("rb") as f:
+        f.seek(tensor.offset)
+        for first in range(0, total, step):
+            size = min(step, total - first) * columns * dtype.itemsize
+            block = f.read(size)
+            if len(block) != size:
+                raise _shorter(tensor.file)
+            yield Rows(
+                np.frombuffer(block, dtype).astype(np.float64).reshape(-1, columns), first, total
+            )
+
+
+def _equal(a: Stored, b: Stored) -> bool:
+    """Whether two tensors hold the same numbers; read block by block."""
+    if a.shape != b.shape or not {a.dtype, b.dtype} <= (DTYPES | INTEGERS).keys():
+        return False
+    return all(
+        np.array_equal(x.values, y.values, equal_nan=True)
+        for x, y in zip(_rows_of(a, 1), _rows_of(b, 1), strict=True)
+    )
 
 
 def _size(axis: str, sizes: dict[str, int]) -> int:
@@ -349,11 +538,14 @@ def _blocks(
                 block = memory[: (stop - start) * row]
                 f.seek(tensor.offset + start * row)
                 if f.readinto(block.data) != len(block):
-                    raise UserError(
-                        f"{tensor.file}: shorter than a moment ago; wait until it is whole, or "
-                        "fetch it again"
-                    )
+                    raise _shorter(tensor.file)
                 yield start, block.view(dtype).reshape(stop - start, *shape[1:])
+
+
+def _shorter(file: Path) -> UserError:
+    return UserError(
+        f"{file}: shorter than a moment ago; wait until it is whole, or fetch it again"
+    )
 
 
 def _fill(shard: Shard, layer: int, rows: range, block: np.ndarray) -> None:
@@ -468,7 +660,7 @@ def write(
 
 
 def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return DTYPES[dtype].itemsize * math.prod(shape)
+    return (DTYPES | INTEGERS)[dtype].itemsize * math.prod(shape)
 
 
 def _split(shapes: dict[str, tuple[str, tuple[int, ...]]], limit: int) -> list[list[str]]:

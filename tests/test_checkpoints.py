@@ -204,6 +204,12 @@ def test_gpt2_values(tmp_path, prefix):
     same(params["final_norm"]["bias"], torch[f"{prefix}ln_f.bias"])
 
 
+def test_the_output_projection_says_nothing_of_the_prefix(tmp_path):
+    shapes = gpt2_shapes(GPT2, "transformer.") | {"lm_head.weight": (400, 32)}
+    gpt2_folder(tmp_path, tensors=random_tensors(shapes), tie_word_embeddings=False)
+    assert load(tmp_path)[1]["unembed"]["kernel"].shape == (32, 400)
+
+
 @LLAMA_OPTIONS
 def test_tree_is_the_one_of_init(tmp_path, options):
     checkpoint, params = load(llama_folder(tmp_path, **options))
@@ -500,10 +506,20 @@ def fails(folder):
     return message
 
 
-@pytest.mark.parametrize("name", ["smollm2", "some/where/else", "./some", "some/model.gguf"])
+@pytest.mark.parametrize(
+    "name", ["smollm2", "some/where/else", "./some", "some/model.gguf", "~nobody/x"]
+)
 def test_unknown_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "neither a known name (smollm2-135m) nor" in fails(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a\nb"])
+def test_a_name_that_no_file_can_have(name):
+    with pytest.raises(UserError, match="is neither a known name") as caught:
+        checkpoints.locate(name)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
@@ -533,7 +549,7 @@ def test_tokenizer_is_not_one(tmp_path):
         ({"rope_scaling": {"type": "dynamic"}}, "type='dynamic' is not supported"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
         ({"hidden_size": ...}, "config.json has no 'hidden_size', which llama needs"),
-        ({"hidden_size": "32"}, "config.json: unsupported operand"),
+        ({"hidden_size": "32"}, "hidden_size is '32', expected a whole number from 1 to"),
         ({"num_key_value_heads": 3}, "3 key/value heads cannot be shared evenly by 4 heads"),
         ({"bos_token_id": ..., "eos_token_id": ...}, "no bos_token_id and no eos_token_id"),
         ({"eos_token_id": 400}, "eos_token_id 400, outside the vocabulary of 400"),
@@ -649,21 +665,217 @@ def test_nothing_is_left_out_silently(tmp_path, options, changes, named):
     assert named in fails(tmp_path)
 
 
+def add_tensors(folder, **more):
+    """Adds tensors to model.safetensors, or takes out those that are `...`."""
+    path = folder / "model.safetensors"
+    kept = {name: x for name, x in (load_file(path) | more).items() if x is not ...}
+    save_file({name: np.ascontiguousarray(x) for name, x in kept.items()}, path)
+
+
+MASK = np.tri(1500, dtype=np.uint8)[None, None]  # compared in several blocks
+WRONG_MASK = MASK.copy()
+WRONG_MASK[0, 0, -1, 0] = 0
+FREQUENCIES = 1e4 ** -np.float32([0, 0.25, 0.5, 0.75])
+BUFFERS = {
+    "mask": (gpt2_folder, "h.0.attn.bias", MASK, WRONG_MASK),
+    "bools": (gpt2_folder, "h.1.attn.bias", MASK[0, 0] > 0, np.ones((4, 4), np.bool_)),
+    "a real bias": (gpt2_folder, "h.0.attn.bias", np.tri(8, dtype=np.float32), np.ones(4)),
+    "no tokens": (gpt2_folder, "h.0.attn.bias", np.tri(1), np.zeros((0, 0))),
+    "not square": (gpt2_folder, "h.0.attn.bias", np.tri(4), np.tri(3, 4)),
+    "masked": (gpt2_folder, "h.0.attn.masked_bias", np.float32(-1e4), np.float32(0)),
+    "masked, 1-D": (
+        gpt2_folder,
+        "h.0.attn.masked_bias",
+        np.float32([-1e9]),
+        np.float32([-1e9] * 2),
+    ),
+    "rotary": (
+        llama_folder,
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        FREQUENCIES,
+        FREQUENCIES / 4,
+    ),
+    "rotary, bfloat16": (
+        llama_folder,
+        "model.layers.2.self_attn.rotary_emb.inv_freq",
+        FREQUENCIES.astype(ml_dtypes.bfloat16),
+        FREQUENCIES[:2],
+    ),
+    "of another family": (llama_folder, "decoder.version", np.ones(1), np.ones(2)),
+}
+
+
+@pytest.mark.parametrize(("make", "name", "right", "wrong"), BUFFERS.values(), ids=BUFFERS)
+def test_buffers_of_older_checkpoints_are_what_is_computed(tmp_path, make, name, right, wrong):
+    _, expected = load(make(tmp_path))
+    add_tensors(tmp_path, **{name: right})
+    assert_same(load(tmp_path)[1], expected)
+    add_tensors(tmp_path, **{name: wrong})
+    assert f"tensor {name!r} is not " in fails(tmp_path)
+
+
+def test_rotary_frequencies_of_a_model_without(tmp_path):
+    add_tensors(gpt2_folder(tmp_path), **{"h.0.attn.rotary_emb.inv_freq": FREQUENCIES})
+    assert "is not rotary frequencies as the model of config.json has it" in fails(tmp_path)
+
+
+def test_rotary_frequencies_before_linear_scaling(tmp_path):
+    """Older versions scaled the positions, and kept the frequencies as they were."""
+    folder = llama_folder(tmp_path, rope_scaling={"type": "linear", "factor": 4.0})
+    for right in (FREQUENCIES, FREQUENCIES / 4):
+        add_tensors(folder, **{"model.layers.0.self_attn.rotary_emb.inv_freq": right})
+        load(folder)
+    add_tensors(folder, **{"model.layers.0.self_attn.rotary_emb.inv_freq": FREQUENCIES / 2})
+    assert "is not rotary frequencies" in fails(folder)
+
+
+# ---- Tied --------------------------------------------------------------------------------------
+
+EMBEDDINGS = {"model.embed_tokens.weight": llama_folder, "wte.weight": gpt2_folder}
+EITHER_FAMILY = pytest.mark.parametrize(("embedding", "make"), EMBEDDINGS.items(), ids=EMBEDDINGS)
+
+
+@EITHER_FAMILY
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_tied_model_is_stored_either_way(tmp_path, embedding, make, sharded, kept):
+    _, expected = load(make(tmp_path))
+    matrix = load_file(tmp_path / "model.safetensors")[embedding]
+    add_tensors(tmp_path, **{"lm_head.weight": matrix, embedding: matrix if kept else ...})
+    if sharded:
+        shard(tmp_path)
+    checkpoint, got = load(tmp_path)
+    assert checkpoint.config.tied
+    assert_same(got, expected)
+
+
+@EITHER_FAMILY
+def test_tied_by_config_but_not_in_the_file(tmp_path, embedding, make, monkeypatch):
+    monkeypatch.setattr(checkpoints.tensors, "_COMPARED", 1000)
+    make(tmp_path)
+    matrix = load_file(tmp_path / "model.safetensors")[embedding]
+    other = matrix.copy()
+    other[-1, -1] += 1e-3
+    for head in (other, matrix[:-1], matrix.astype(np.int8)):
+        add_tensors(tmp_path, **{"lm_head.weight": head})
+        message = fails(tmp_path)
+        assert f"tensors {embedding!r} and 'lm_head.weight' differ" in message
+        assert "tie_word_embeddings to false" in message
+    add_tensors(tmp_path, **{"lm_head.weight": other})
+    change_config(tmp_path, tie_word_embeddings=False)
+    np.testing.assert_array_equal(load(tmp_path)[1]["unembed"]["kernel"], other.T)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_neither_end_is_made_up(tmp_path, tied):
+    llama_folder(tmp_path, tie_word_embeddings=tied)
+    add_tensors(tmp_path, **{"model.embed_tokens.weight" if tied else "lm_head.weight": ...})
+    expected = "no 'lm_head.weight'; give" if tied else "set its tie_word_embeddings to true if"
+    assert expected in fails(tmp_path)
+
+
+def test_an_embedding_that_is_not_tied_is_not_taken_from_the_head(tmp_path):
+    add_tensors(
+        llama_folder(tmp_path, tie_word_embeddings=False), **{"model.embed_tokens.weight": ...}
+    )
+    assert "no tensor 'model.embed_tokens.weight', and config.json does not say" in fails(tmp_path)
+
+
+# ---- Quantised, and what else is not a plain model ---------------------------------------------
+
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
 @pytest.mark.parametrize(
-    ("make", "name"),
+    ("name", "expected"),
     [
-        (gpt2_folder, "h.0.attn.bias"),
-        (gpt2_folder, "h.0.attn.masked_bias"),
-        (gpt2_folder, "lm_head.weight"),
-        (llama_folder, "model.layers.0.self_attn.rotary_emb.inv_freq"),
+        ("weight_scale", "by FP8 or INT8 with scales"),
+        ("weight_scale_inv", "by FP8"),
+        ("input_scale", "by FP8"),
+        ("weight.absmax", "by bitsandbytes (4 bits)"),
+        ("weight.quant_map", "by bitsandbytes (4 bits)"),
+        ("weight.quant_state.bitsandbytes__nf4", "by bitsandbytes (4 bits)"),
+        ("SCB", "by bitsandbytes (8 bits)"),
+        ("weight_format", "by bitsandbytes (8 bits)"),
+        ("g_idx", "by GPTQ,"),
+        ("qweight", "by GPTQ or AWQ"),
+        ("qzeros", "by GPTQ or AWQ"),
+        ("weight_packed", "by compressed-tensors"),
+        ("scales", "by a method with scales"),
+        ("W_q", "by HQQ"),
+        ("lora_A.weight", "they are an adapter's"),
+        ("base_layer.weight", "they are an adapter's"),
+        ("weight_g", "of pruned or normalised weights"),
+        ("weight_mask", "of pruned or normalised weights"),
+        ("parametrizations.weight.original0", "of pruned or normalised weights"),
+        ("bias", "they are biases, which config.json (attention_bias, mlp_bias) says it has not"),
+        ("something", "weights and config.json do not belong together"),
     ],
 )
-def test_buffers_of_older_checkpoints_do_no_harm(tmp_path, make, name):
-    _, expected = load(make(tmp_path))
-    path = tmp_path / "model.safetensors"
-    save_file(load_file(path) | {name: np.ones(4, np.float32)}, path)
-    _, got = load(tmp_path)
-    assert_same(got, expected)
+@pytest.mark.parametrize("replaced", [True, False])
+def test_tensors_that_only_other_models_have(tmp_path, name, expected, replaced):
+    """Beside the weight or, as most methods do, in its place."""
+    name = f"{LAYER}.{name}"
+    gone = {f"{LAYER}.weight": ...} if replaced else {}
+    add_tensors(llama_folder(tmp_path), **{name: np.ones((2, 2), np.float32)}, **gone)
+    message = fails(tmp_path)
+    if "quantised" in message:
+        assert "give a dequantised copy (float32, float16 or bfloat16), or a GGUF file" in message
+    if "no tensor" in message:
+        assert f"no tensor '{LAYER}.weight'" in message
+        expected = expected.replace("they are", "it is")
+    if not replaced or not name.endswith(("bias", "something")):
+        assert repr(name) in message
+        assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("score.weight", "of a head for another task"),
+        ("model.layers.0.mlp.experts.0.up_proj.weight", "of a mixture of experts"),
+        ("model.layers.3.mlp.up_proj.weight", "layers from 3 on are more than config.json's"),
+        ("model.layers.x\n.weight", "'model.layers.x\\n.weight'"),
+    ],
+)
+def test_what_is_left_over_is_named(tmp_path, name, expected):
+    add_tensors(llama_folder(tmp_path), **{name: np.ones(2, np.float32)})
+    message = fails(tmp_path)
+    assert "have 1 tensors that the model of config.json does not use" in message
+    assert expected in message
+
+
+@pytest.mark.parametrize("stored", [np.int8, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+def test_weights_that_are_numbers_only_with_scales(tmp_path, stored):
+    folder = llama_folder(tmp_path)
+    arrays = load_file(folder / "model.safetensors")
+    names = {np.int8: "I8", ml_dtypes.float8_e4m3fn: "F8_E4M3", ml_dtypes.float8_e5m2: "F8_E5M2"}
+    arrays[f"{LAYER}.weight"] = arrays[f"{LAYER}.weight"].astype(stored)
+    save_file(arrays, folder / "model.safetensors")
+    assert f"is stored as {names[stored]}, supported: F64, F32, F16, BF16; give a" in fails(folder)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"quant_method": "gptq", "bits": 4}, {"load_in_8bit": True}, {"quant_method": ["x"]}, [1]],
+)
+def test_a_quantised_config(tmp_path, about):
+    change_config(llama_folder(tmp_path), quantization_config=about)
+    message = fails(tmp_path)
+    assert "config.json: quantization_config: the weights are quantised" in message
+    assert "dequantised copy" in message
+
+
+def test_an_adapter_is_no_model(tmp_path):
+    (llama_folder(tmp_path) / "adapter_config.json").write_text("{}")
+    assert "holds an adapter (its adapter_config.json)" in fails(tmp_path)
+
+
+def test_an_adapter_on_the_hub(hub):
+    hub.folder.mkdir()
+    (hub.folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds an adapter"):
+        checkpoints.locate("org/tiny")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -684,11 +896,60 @@ def test_index_names_a_missing_file(tmp_path):
     assert f"has no {last.name}" in fails(tmp_path)
 
 
-@pytest.mark.parametrize("index", [{}, {"weight_map": None}, {"weight_map": ["a"]}])
+@pytest.mark.parametrize(
+    "index",
+    [
+        {},
+        [],
+        {"weight_map": None},
+        {"weight_map": ["a"]},
+        *({"weight_map": {"a": x}} for x in (1, None, [], "", "..", "../x", "/etc/passwd", "a/b")),
+    ],
+)
 def test_index_without_its_map(tmp_path, index):
     path = llama_folder(tmp_path) / "model.safetensors.index.json"
     path.write_text(json.dumps(index))
     assert "no weight_map" in fails(tmp_path)
+
+
+def test_one_file_beside_an_index_of_others(tmp_path):
+    llama_folder(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    shard(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(whole)
+    assert "with other files; remove what is not the model's" in fails(tmp_path)
+
+
+def test_a_tensor_in_two_files(tmp_path):
+    _, expected = load(llama_folder(tmp_path))
+    matrix = load_file(tmp_path / "model.safetensors")["model.norm.weight"]
+    last = shard(tmp_path)
+    kept = load_file(last)
+    for file in tmp_path.glob("model-*"):
+        save_file(load_file(file) | {"model.norm.weight": matrix}, file)
+    assert_same(load(tmp_path)[1], expected)
+    save_file(kept | {"model.norm.weight": matrix + 1}, last)
+    assert "tensor 'model.norm.weight' is in model-00001-of-00002.safetensors and" in fails(
+        tmp_path
+    )
+
+
+@pytest.mark.parametrize("text", ["[" * 10_000, '{"a": 1, "a": 2}', "1" * 5000])
+def test_config_of_odd_json(tmp_path, text):
+    (llama_folder(tmp_path) / "config.json").write_text(text)
+    assert "config.json: not valid JSON" in fails(tmp_path)
+
+
+def test_config_that_is_a_folder(tmp_path):
+    (llama_folder(tmp_path) / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    assert "config.json: not valid JSON" in fails(tmp_path)
+
+
+@pytest.mark.parametrize("ids", [True, -1, 1.0, "1", [], [True], [[1]], {"a": 1}])
+def test_special_tokens_that_are_no_ids(tmp_path, ids):
+    change_config(llama_folder(tmp_path), eos_token_id=ids)
+    assert f"eos_token_id is {ids!r}, expected a whole number" in fails(tmp_path)
 
 
 # ---- The real model ----------------------------------------------------------------------------

@@ -219,6 +219,88 @@ def test_kinds_of_attention_of_a_model_trained_here_come_first():
         ("gpt_neo", {"attention_types": [[["sparse"], 4]]}, "['sparse'] are not all"),
         ("xglm", {"add_cross_attention": True}, "add_cross_attention=True is not supported"),
         ("gpt_neox", {"hidden_size": ...}, "has no 'hidden_size', which gpt_neox needs"),
+        ("gpt_neox", {"hidden_size": None}, "has no 'hidden_size', which gpt_neox needs"),
+        # Of no meaning.
+        ("llama", {"hidden_size": True}, "config.json: hidden_size is True, expected a whole"),
+        ("llama", {"num_hidden_layers": 2**31}, "num_hidden_layers is 2147483648, expected a"),
+        ("gpt2", {"n_head": 0}, "n_head is 0, expected a whole number from 1 to"),
+        ("gpt2", {"n_head": 3}, "a width of 32 cannot be cut evenly into 3 heads"),
+        ("llama", {"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, expected a number above 0"),
+        ("llama", {"rope_theta": 10**400}, "expected a number above 0; correct it"),
+        ("llama", {"rope_theta": 0}, "rope_theta is 0, expected a number above 0"),
+        ("llama", {"rope_scaling": [1]}, "rope_scaling is [1], expected a table"),
+        ("llama", {"rope_scaling": {"type": 1}}, "rope_scaling: type is 1, expected a text"),
+        ("llama", {"tie_word_embeddings": "false"}, "is 'false', expected true or false"),
+        ("llama", {"head_dim": 7}, "7 of a head's 7 numbers cannot be rotated"),
+        ("gptj", {"rotary_dim": 10}, "10 of a head's 8 numbers cannot be rotated"),
+        ("gpt_neox", {"rotary_pct": 0.1}, "0.1 of a head's 8 numbers is none to rotate"),
+        (
+            "xglm",
+            {"d_model": 36, "attention_heads": 4, "activation_function": 5},
+            "expected a text",
+        ),
+        (
+            "gpt_neo",
+            {"attention_types": [[["global"], 2**31]]},
+            "attention_types is [[['global'], ",
+        ),
+        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types are of 1 layers, not 4"),
+        (
+            "llama",
+            {families.ATTENTION_KEY: [{"eta": 2.0}]},
+            "icljax_attention: attention.eta is 2.0",
+        ),
+        ("llama", {families.ATTENTION_KEY: [{"base": 1}]}, "icljax_attention: base is 1, expected"),
+        # It would change what is computed.
+        (
+            "llama",
+            {"attn_logit_softcapping": 50.0},
+            "attn_logit_softcapping=50.0 is not supported;",
+        ),
+        ("llama", {"num_local_experts": 8}, "num_local_experts=8 is not supported, only 0 or 1"),
+        ("llama", {"residual_multiplier": 0.2}, "residual_multiplier=0.2 is not supported, only 1"),
+        ("llama", {"sliding_window": 8}, "sliding_window=8 is not supported, only 0"),
+        (
+            "llama",
+            {"layer_types": ["sliding_attention"] * 4},
+            "'sliding_attention' is not supported",
+        ),
+        (
+            "qwen3",
+            {"layer_types": ["chunked_attention"] * 4},
+            "'chunked_attention' is not supported",
+        ),
+        (
+            "llama",
+            {"partial_rotary_factor": 0.5},
+            "rotating only 0.5 of each head is not supported",
+        ),
+        (
+            "qwen2",
+            {"rope_scaling": {"type": "default", "mrope_section": [1]}},
+            "'mrope_section' of",
+        ),
+        ("llama", {"rope_parameters": {"full_attention": {}}}, "'full_attention' of the rotary"),
+        (
+            "gptj",
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_scaling={'type': 'linear'",
+        ),
+        (
+            "llama",
+            {"rope_scaling": {"type": "linear", "rope_type": "default", "factor": 2.0}},
+            "type and rope_type of the rotary positions differ",
+        ),
+        (
+            "llama",
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"factor": 3}},
+            "rope_scaling and rope_parameters differ",
+        ),
+        (
+            "llama",
+            {"rope_scaling": LLAMA3 | {"type": "llama3", "low_freq_factor": 4.0}},
+            "low_freq_factor=4 is not below high_freq_factor=4",
+        ),
     ],
 )
 def test_refused_in_one_line(kind, changes, expected):
@@ -228,6 +310,15 @@ def test_refused_in_one_line(kind, changes, expected):
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("somewhere: ")
+
+
+@pytest.mark.parametrize("kind", families.FAMILIES)
+def test_keys_that_change_nothing(kind):
+    """As transformers writes them out for a plain model of most families."""
+    plain = {"pretraining_tp": 2, "attention_dropout": 0.1, "use_cache": True, "rope_scaling": None}
+    plain |= {"sliding_window": None, "layer_types": None, "num_experts": 0, "alibi": False}
+    hf = tiny(kind)
+    assert families.decoder_config(plain | hf, "here") == families.decoder_config(hf, "here")
 
 
 # ---- Positions ---------------------------------------------------------------------------------
@@ -260,6 +351,36 @@ def test_sinusoids_of_fairseq():
     got = sinusoids(jnp.array([[2, 3]]), 4)
     angle = np.array([[2, 2e-4], [3, 3e-4]])
     np.testing.assert_allclose(got[0], np.concatenate([np.sin(angle), np.cos(angle)], 1), atol=1e-6)
+
+
+def buffer_agrees(ending, values, config, layer=0, first=0):
+    (buffer,) = (b for b in families._BUFFERS if b.ending == ending)
+    rows = families.Rows(np.asarray(values, np.float64)[first:], first, len(values))
+    return buffer.agrees(rows, config, layer)
+
+
+def test_masks_of_local_layers_have_a_window():
+    config = families.decoder_config(tiny("gpt_neo", window_size=3), "here")
+    mask, band = np.tri(6), np.tri(6) - np.tri(6, k=-3)
+    for first in (0, 2):
+        assert buffer_agrees(".attention.bias", mask, config, 0, first)
+        assert buffer_agrees(".attention.bias", band, config, 1, first)
+        assert not buffer_agrees(".attention.bias", mask, config, 1, first)
+        assert not buffer_agrees(".attention.bias", band, config, 2, first)
+
+
+def test_sinusoids_of_a_file():
+    """As transformers makes XGLM's table: rows from 0 on, that of padding (1) zero."""
+    config = families.decoder_config(tiny("xglm"), "here")
+    table = np.array(sinusoids(jnp.arange(40)[None], 32)[0])
+    table[1] = 0
+    for first in (0, 7):
+        assert buffer_agrees("embed_positions.weights", table, config, 0, first)
+        assert not buffer_agrees("embed_positions.weights", table[1:], config, 0, first)
+    table[5] = 0
+    assert not buffer_agrees("embed_positions.weights", table, config)
+    llama = families.decoder_config(tiny("llama"), "here")
+    assert not buffer_agrees("embed_positions.weights", table, llama)
 
 
 # ---- Blocks ------------------------------------------------------------------------------------

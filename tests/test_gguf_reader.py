@@ -113,6 +113,7 @@ def _write(
     without: tuple[str, ...] = (),
     extra: dict[str, np.ndarray] | None = None,
     scaling: bool = False,
+    fields: dict[str, int | float | bool | str] | None = None,
     theta: float = 5000.0,
     alignment: int | None = None,
 ) -> Path:
@@ -132,6 +133,9 @@ def _write(
     writer.add_rope_dimension_count(HEAD_DIM)
     if scaling:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    for name, value in (fields or {}).items():
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
+        add.get(type(value), writer.add_string)(name, value)
     writer.add_tokenizer_model(model)
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(TOKENS)
@@ -484,6 +488,21 @@ def _one_line_error(path: Path) -> str:
     return str(caught.value)
 
 
+# Fields with which another model is computed than the decoder's.
+CHANGING = [
+    ("expert_count", 8),
+    ("attn_logit_softcapping", 50.0),
+    ("logit_scale", 0.5),
+    ("attention.sliding_window", 64),
+    ("attention.value_length", 16),
+    ("rope.scaling.factor", 4.0),
+    ("rope.scale_linear", 4.0),
+    ("vocab_size", 7),
+    ("attention.causal", False),
+    ("something_new", 1),
+]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -495,14 +514,46 @@ def _one_line_error(path: Path) -> str:
         ({"without": ("blk.1.ffn_up.weight",)}, "no tensor blk.1.ffn_up.weight"),
         ({"without": ("token_embd.weight",)}, "no tensor token_embd.weight"),
         ({"without": ("context_length",)}, "no field llama.context_length"),
-        ({"extra": {"blk.0.attn_q.bias": np.zeros(4, np.float32)}}, "such as blk.0.attn_q.bias"),
+        ({"extra": {"blk.0.attn_q.bias": np.zeros(4, np.float32)}}, "such as 'blk.0.attn_q.bias'"),
         ({"scaling": True}, "rotary scaling 'linear'"),
+        *(({"fields": {f"llama.{key}": x}}, f"has 'llama.{key}' = {x}") for key, x in CHANGING),
+        ({"fields": {"general.type": "adapter"}}, "holds a part of a model"),
+        ({"fields": {"split.count": 2}}, "holds a part of a model"),
+        (
+            {"extra": {"blk.2.attn_q.weight": np.zeros((4, 32), np.float32)}},
+            "with 2 layers does not",
+        ),
+        ({"extra": {"x\ny": np.zeros(4, np.float32)}}, "such as 'x\\ny'"),
+        ({"extra": {"rope_freqs.weight": np.ones(2, np.float32)}}, "not as Llama 3.1 does"),
+        ({"fields": {"llama.attention.key_length": 16}}, "8 of 16 head dimensions"),
         ({"extra": {"rope_freqs.weight": np.float32([1, 2, 3, 4])}}, "not as Llama 3.1 does"),
     ],
 )
 def test_unsupported(tmp_path, options, expected):
     path = _write(tmp_path / "tiny.gguf", _hf_weights(), **options)
     assert expected in _one_line_error(path)
+
+
+def test_fields_that_change_nothing(tmp_path):
+    fields = {"llama.vocab_size": len(TOKENS), "llama.attention.value_length": HEAD_DIM}
+    fields |= {"llama.rope.scaling.factor": 1.0, "general.type": "model", "split.count": 0}
+    path = _write(tmp_path / "tiny.gguf", _hf_weights(), fields=fields)
+    gguf_reader.convert(path, tmp_path / "hf")
+
+
+def test_a_tensor_of_another_shape(tmp_path):
+    weights = _hf_weights()
+    weights["model.layers.1.self_attn.k_proj.weight"] = np.ones((WIDTH, WIDTH), np.float32)
+    path = _write(tmp_path / "tiny.gguf", weights)
+    assert "blk.1.attn_k.weight has shape (32, 32), but its fields ask for (16, 32)" in (
+        _one_line_error(path)
+    )
+
+
+def test_rows_of_the_embedding_without_tokens(tmp_path):
+    weights = _hf_weights()
+    weights["model.embed_tokens.weight"] = np.ones((len(TOKENS) + 3, WIDTH), np.float32)
+    assert "do not belong together" in _one_line_error(_write(tmp_path / "tiny.gguf", weights))
 
 
 def test_a_quantisation_that_gguf_cannot_undo(tmp_path):

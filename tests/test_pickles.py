@@ -173,7 +173,7 @@ def as_pickle(folder, count):
     """model.safetensors as `count` torch files, in bfloat16."""
     path = folder / "model.safetensors"
     tensors = {n: torch.tensor(x).to(torch.bfloat16) for n, x in load_file(path).items()}
-    tensors["h.0.attn.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    tensors["h.0.attn.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
     path.unlink()
     files = [f"pytorch_model-{i}.bin" for i in range(count)]
     place = {name: files[i % count] for i, name in enumerate(tensors)}
@@ -207,7 +207,7 @@ def test_several_files_of_safetensors(tmp_path, monkeypatch):
     files = list(checkpoint.folder.glob("model-*.safetensors"))
     assert len(files) > 3
     names = [name for file in files for name in load_file(file)]
-    assert len(names) == len(set(names)) == 3 * 12 + 4
+    assert len(names) == len(set(names)) == 3 * 12 + 4 + 1  # the mask
 
 
 # ---- Errors ------------------------------------------------------------------------------------
@@ -262,6 +262,66 @@ def test_a_call_of_a_class_that_is_expected_does_nothing(tmp_path, monkeypatch):
     assert not module.ran
 
 
+def pickled(folder, **changes):
+    """A GPT-2 whose pytorch_model.bin has other values under some names."""
+    folder = gpt2_folder(folder / "gpt2")
+    state = {n: torch.tensor(x) for n, x in load_file(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    torch.save(state | changes, folder / "pytorch_model.bin")
+    return folder
+
+
+def test_a_head_that_shares_the_embeddings_memory(tmp_path):
+    _, expected = load(gpt2_folder(tmp_path / "as_safetensors"))
+    folder = pickled(tmp_path)
+    path = folder / "pytorch_model.bin"
+    state = torch.load(path)
+    torch.save(state | {"lm_head.weight": state["wte.weight"]}, path)
+    assert_same(load(folder)[1], expected)
+    torch.save({**state, "lm_head.weight": 2 * state["wte.weight"]}, path)
+    with pytest.raises(UserError, match=r"'wte.weight' and 'lm_head.weight' differ"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (
+            torch.zeros(1).expand(2**40),
+            r"'x' \(float32, \(1099511627776,\)\) is not stored as plain",
+        ),
+        (torch.zeros(3, dtype=torch.complex64), "'x' .complex64"),
+        (torch.eye(3).to_sparse(), "'x' .float32, .3, 3.. is not stored as plain"),
+        (
+            {"wte.weight": torch.zeros(1)},
+            "'x' is no tensor but a dict; give a file of weights alone",
+        ),
+        (3, "'x' is no tensor but a int"),
+    ],
+    ids=["expanded", "complex", "sparse", "checkpoint", "number"],
+)
+def test_more_than_tensors(tmp_path, value, expected):
+    folder = pickled(tmp_path, x=value)
+    with pytest.raises(UserError, match=expected):
+        load(folder)
+    assert not (tmp_path / "cache/models").exists()
+
+
+def test_a_quantised_pickle(tmp_path):
+    """Integers are kept, so that the loader names them."""
+    folder = pickled(tmp_path, **{"h.0.mlp.c_fc.qweight": torch.zeros(4, dtype=torch.int32)})
+    with pytest.raises(UserError, match="quantised by GPTQ or AWQ"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["dict.txt", "encoder.json", "vocab.bpe"])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a b c\n", b"x y\n"])
+def test_fairseq_file_damaged(tmp_path, name, content):
+    fairseq_folder(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    assert str(tmp_path) in refused(tmp_path)
+
+
 @pytest.mark.parametrize("keep", [0, 100, -1000])
 def test_damaged(tmp_path, keep):
     fairseq_folder(tmp_path)
@@ -290,6 +350,15 @@ def test_fairseq_file_missing(tmp_path, name):
     [
         ({"decoder_attention_heads": ...}, "has no decoder_attention_heads"),
         ({"max_target_positions": ...}, "has no max_target_positions"),
+        (
+            {"decoder_attention_heads": "4"},
+            "decoder_attention_heads is '4', expected a whole number",
+        ),
+        (
+            {"decoder_attention_heads": 5},
+            "its arguments: a width of 32 cannot be cut evenly into 5",
+        ),
+        ({"activation_fn": "swish"}, "activation_function='swish' is not supported"),
         ({"decoder_learned_pos": True}, "decoder_learned_pos, supported: sinusoidal"),
     ],
 )
