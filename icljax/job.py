@@ -28,6 +28,7 @@ class Job:
         selection, evaluation: batches of packed queries.
         selection_labels, labels: int32 [N], the place of each one's right candidate.
         rows: the evaluated examples' positions in their source split.
+        selected_on: what the selection examples are, in words.
     """
 
     dataset: data.Dataset
@@ -40,6 +41,7 @@ class Job:
     evaluation: Queries
     labels: np.ndarray
     rows: np.ndarray
+    selected_on: str
 
 
 def prepare(
@@ -111,6 +113,7 @@ def prepare(
         evaluation=pack(queries),
         labels=dataset.validation.labels[rows],
         rows=dataset.validation.indices[rows],
+        selected_on=selected_on(config, dataset, drawn, rows, selection_rows),
     )
 
 
@@ -129,18 +132,51 @@ def draw_selection(
 ) -> tuple[data.Split, np.ndarray]:
     """The examples on which learning rates (and the seed) are selected.
 
-    Held out of train: no seed's demonstrations are among them. "validation", as in the paper:
-    the very examples that are then reported.
+    Held out of train: none has the text of a demonstration of any seed. "validation", as in the
+    paper: the very examples that are then reported.
     """
     if config.selection.split == "validation":
         return dataset.validation, rows
-    exclude = np.unique(np.concatenate(drawn))
+    exclude = data.sharing(dataset.train, dataset.train, np.concatenate(drawn))
     return dataset.train, data.draw(
         dataset.train,
         config.selection.num_examples,
         config.selection.seed,
         config.data.balanced,
         exclude=exclude,
+    )
+
+
+def selected_on(
+    config: ConfigDict,
+    dataset: data.Dataset,
+    drawn: Sequence[np.ndarray],
+    rows: np.ndarray,
+    selection_rows: np.ndarray,
+) -> str:
+    """What `draw_selection` gave, in words, with what it has in common with the other examples."""
+    train, validation = dataset.train, dataset.validation
+    demonstrations = np.unique(np.concatenate(drawn))
+    if config.selection.split == "validation":
+        shared = data.sharing(validation, train, demonstrations)
+        count = int(np.isin(selection_rows, shared).sum())
+        return (
+            f"the validation examples that are reported (as in the paper: optimistic), "
+            f"{count or 'none'} with the text of a demonstration"
+        )
+    shared = data.sharing(train, train, demonstrations)
+    repeated = len(shared) - len(demonstrations)
+    evaluated = np.isin(selection_rows, data.sharing(train, validation, rows)).sum()
+    count = int(np.isin(selection_rows, shared).sum() + evaluated)
+    if count:
+        return (
+            f"examples of the train part, {count} of them with the text of a demonstration or of "
+            f"an evaluated example"
+        )
+    left_out = f"; {repeated} more with such a text were left out" if repeated else ""
+    return (
+        f"examples of the train part whose texts are in no seed's demonstrations and not evaluated"
+        f"{left_out}"
     )
 
 

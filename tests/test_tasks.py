@@ -110,7 +110,8 @@ ROWS = [
 @pytest.mark.parametrize(("source", "row", "expected"), ROWS, ids=[row[0] for row in ROWS])
 def test_rows(source, row, expected):
     task = next((t for t in TASKS.values() if source in t.sources), TASKS["arc_easy"])
-    split = data._convert("s", rows_of([row]), layout_of(source, task), task)
+    layout = data._fitting(layout_of(source, task), [row], task)
+    (split,), _ = data._convert([("s", rows_of([row]))], layout, task)
     choices = split.choices[0] if split.choices else []
     candidate = task.candidates(split.fields[0], choices)[split.labels[0]]
     assert " ".join(filter(None, [task.prompt(split.fields[0]), *candidate])) == expected
@@ -171,7 +172,7 @@ def test_sources_are_as_tfds_specifies_them(name, source):
     with data._without_tensorflow():
         features = data._tfds_builder(source.removeprefix("tfds:")).info.features
         row = data._plain(made_up(features))
-    data._convert("s", rows_of([row]), layout, task)
+    data._convert([("s", rows_of([row]))], layout, task)
     names = getattr(dict(features).get(layout.label), "names", None)
     assert names == (LABELS[name].split() if name in LABELS else None)
     assert not layout.label_order
