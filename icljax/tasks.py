@@ -224,7 +224,8 @@ _WSC_OWN = Layout(
 )
 _WINOGRANDE = {"before": _winogrande_before, "after": _winogrande_after}
 _ARC_ROWS = Layout(choices="choices_text", label="answerKey")
-_ARC_JSONL = Layout(first=0, other=Layout(label="answerKey"))
+_ARC_OWN = Layout({"question": "{question_stem}"}, "question_choices", "answerKey")
+_ARC_JSONL = Layout(first=0, other=Layout(label="answerKey", other=_ARC_OWN))
 _TREC_NEW = "labels 0 to 5 are read as ABBR, ENTY, DESC, HUM, LOC, NUM (data.label_order)"
 
 # tests/test_tasks.py checks sources, fields and label orders against tfds' own specifications.

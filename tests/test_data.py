@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import bounded
+from hypothesis import given
+from hypothesis import strategies as st
 
 from icljax import assets, config, data
 from icljax.errors import UserError
@@ -475,6 +478,103 @@ def test_trec_folders_have_hugging_faces_order(tmp_path):
     assert "ABBR" not in older.notes[0]
 
 
+def any_json():
+    """Any JSON value, and what Python's parser takes for one (NaN, long numbers)."""
+    numbers = st.integers(-(10**400), 10**400) | st.integers(-2, 6) | st.floats()
+    texts = st.text(max_size=6) | st.sampled_from(["A", "b", "1", "2", "", " Positive", "false"])
+    return st.recursive(
+        st.none() | st.booleans() | numbers | texts,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=3),
+        max_leaves=6,
+    )
+
+
+def loads_or_tells(folder, task, **settings):
+    """Loading ends with labels that are places of answers, or with one short line."""
+    message = ""
+    try:
+        loaded = data.load(data_config(f"jsonl:{folder}", **settings), task)
+    except UserError as error:
+        message = str(error)
+    assert len(message.splitlines()) <= 1
+    assert len(message) < 1000
+    if message:
+        return
+    for split in (loaded.train, loaded.validation):
+        for i, label in enumerate(split.labels):
+            assert 0 <= label < len(split.choices[i] if split.choices else task.answers)
+        for text in [t for fields in split.fields for t in fields.values()]:
+            text.encode()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("name", ["mr", "cb", "hellaswag", "winogrande", "wsc", "arc_easy"])
+def test_any_json_in_any_field(folder, name):
+    task = TASKS[name]
+    likely = {
+        "mr": ["text", "label"],
+        "cb": ["premise", "hypothesis", "label"],
+        "hellaswag": ["activity_label", "ctx", "endings", "label"],
+        "winogrande": ["sentence", "option1", "option2", "answer"],
+        "wsc": ["text", "target", "span1_text", "span2_text", "span2_index", "label"],
+        "arc_easy": ["question", "choices", "choices_text", "choices_label", "label", "answerKey"],
+    }[name]
+    usual = {
+        "sentence": st.just("a _ b"),
+        "endings": st.lists(any_json(), max_size=3) | st.just(["a", "b"]),
+        "choices": st.just({"text": ["A", "1"], "label": ["1", "2"]}) | st.just(["x", "2"]),
+        "target": st.just({"span1_text": "a", "span2_text": "b", "span2_index": 0}),
+    }
+    row = st.fixed_dictionaries(
+        {}, optional={key: usual.get(key, st.just("a b")) | any_json() for key in likely}
+    )
+
+    @bounded(60)
+    @given(
+        st.lists(row, min_size=1, max_size=3),
+        st.lists(row, min_size=1, max_size=3),
+        st.sampled_from(["auto", "index", "text", "letter"]),
+    )
+    def check(train, validation, label_is):
+        write_jsonl(folder, train=train, validation=validation)
+        loads_or_tells(folder, task, label_is=label_is)
+
+    check()
+
+
+LINES = st.sampled_from(
+    [
+        b'{"text": "a", "label": 0}',
+        b"\xef\xbb\xbf",
+        b'{"text": "\\ud800", "label": 1}',
+        b'{"text": "\xe2\x80\xa8\x00", "label": "1"}',
+        b'{"label": 0, "text": "b", "label": 1}',
+        b'{"text": "c", "label": -Infinity}',
+        b'{"text": "d", "label": ' + b"9" * 5000 + b"}",
+        b'{"text": ' + b"[" * 900 + b"]" * 900 + b', "label": 0}',
+        b'{"text": ' + b'{"a":' * 300 + b"0" + b"}" * 300 + b', "label": 0}',
+        b'{"text": "' + b"x" * 100_000 + b'", "label": "' + b"y" * 100_000 + b'"}',
+        b"\r",
+        b" \t",
+        b'{"text": "a", "label": 0} {}',
+    ]
+)
+
+
+@pytest.mark.fuzz
+@bounded(150)
+@given(st.lists(LINES | st.binary(max_size=12), max_size=4))
+def test_any_bytes(folder, lines):
+    (folder / "train.jsonl").write_bytes(b"\n".join(lines))
+    write_jsonl(folder, validation=VALIDATION)
+    loads_or_tells(folder, MR)
+
+
 # Packages
 
 
@@ -748,7 +848,12 @@ def test_tensorflow_stays_out_where_it_is_installed(tmp_path, monkeypatch):
         import tensorflow
     """
     root = Path(__file__).parents[1]
-    paths = [str(root), str(tmp_path / "installed"), os.environ.get("PYTHONPATH", "")]
+    paths = [
+        str(root),
+        str(root / "tests"),
+        str(tmp_path / "installed"),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
