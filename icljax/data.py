@@ -21,6 +21,7 @@ All labels of both splits are read in one way. Those ways that can read all of t
 every one; else the user is asked which it is.
 """
 
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -592,7 +593,7 @@ def _unreadable(
             f"{message}; {labels[0].where} has {_shown(labels[0].value)}, read by {reading}: give "
             f"the labels of both splits in one form"
         )
-    if task.answers and _number(label.value) is not None:
+    if task.answers and (_number(label.value) or -1) >= count:
         return UserError(f"{message}; map others with config.data.label_order")
     return UserError(f"{message}; set config.data.label{' or config.answers' * bool(task.answers)}")
 
@@ -784,7 +785,9 @@ def _read_jsonl(path: Path) -> Rows:
 
 def _parse_line(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
-        row = _plain(_DECODER.decode(line))
+        row = _DECODER.decode(line)
+        if isinstance(row, dict) and dict in map(type, row.values()):
+            row = _plain(row)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}:{number}: malformed JSON ({error}); expected one object a line"
@@ -798,8 +801,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; of a field that is there twice, it is not known which one is meant."""
     out = dict(pairs)
     if len(out) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        ((twice, _),) = collections.Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the field {_shown(twice)} is there twice")
     return out
 
