@@ -587,6 +587,8 @@ def _unreadable(
         expected.pop("letter")
     said = " or ".join(expected[r] for r in read_as if r in expected)
     message = f"{label.where}: label {_shown(label.value)}, expected {said}"
+    if layout.label_is != "auto":
+        message += f" (labels are read by {reading}: config.data.label_is)"
     others = [r for r, found in read_as.items() if found[first[reading]] is not None]
     if first[reading] and others:
         return UserError(

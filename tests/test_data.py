@@ -354,6 +354,12 @@ def test_both_splits_are_read_in_one_way(tmp_path, train, validation, task, says
     assert says in str(caught.value)
 
 
+def test_a_reading_that_was_asked_for_is_named_where_it_fails(tmp_path):
+    for settings in ({"label_is": "index"}, {"label_order": (0, 1)}):
+        with pytest.raises(UserError, match=r"'negative', expected 0 to 1 \(labels are read"):
+            labels_of(tmp_path, ["negative", "positive"], **settings)
+
+
 def test_how_labels_were_read_is_noted(tmp_path):
     names = ["entailment", "neutral", "contradiction"]
     _, notes = labels_of(tmp_path, names, CB)
