@@ -69,6 +69,9 @@ def default() -> ConfigDict:
     config.data.choices = ""
     config.data.label = ""  # the source's label field; empty: as known for the source, or "label"
     config.data.label_order = ()  # source label -> position in answers; empty: the same
+    # "index" (a number from 0), "text" (an answer or its name) or "letter" (A or 1 is the first);
+    # "auto": whichever can read all labels, where they agree.
+    config.data.label_is = "auto"
     config.data.train_split = ""  # empty: as known for the source, or "train"
     config.data.validation_split = ""  # empty: as known, or "validation", or "test"
     config.data.balanced = False  # draw equally many examples of each class
@@ -207,6 +210,7 @@ _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
     "weights": ("trained", "untrained", "untrained_keep_embeddings"),
     "record_position": ("answer", "first_label"),
+    "data.label_is": ("auto", "index", "text", "letter"),
     "prompt.score": ("mean", "sum"),
     "finetune.method": METHODS,
     "selection.split": ("train", "validation"),

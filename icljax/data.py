@@ -10,8 +10,18 @@ Three kinds of source, named by `config.data.source`:
 Where a source keeps what a task needs is said in the task table (icljax/tasks.py). Whatever the
 source, a label ends up as a position in the task's answers (multiple choice: in the example's
 choices), and no example of the validation split is left in the train split.
+
+A label may be read in three ways (`config.data.label_is`):
+
+* index: a number from 0, also as a digit in a text; of two answers, false is the first;
+* text: an answer's text, or what the source calls it ("entailment"); true and false are yes and no;
+* letter: what marks a choice: the label that it has in the row, else A, B, ... or 1, 2, ...
+
+All labels of both splits are read in one way. Those ways that can read all of them must agree on
+every one; else the user is asked which it is.
 """
 
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -23,8 +33,10 @@ import importlib.util
 import json
 import os
 import re
+import reprlib
 import sys
 import types
+import unicodedata
 import urllib.error
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -88,10 +100,25 @@ class Dataset:
 _REVIEW_PARTS = {"rotten_tomatoes": 533, "imdb": 1000}
 
 
-_SLICE = re.compile(r"(.+?)\[(\d+%?)?:(\d+%?)?\]")
+_SLICE = re.compile(r"(.+?)\[(\d{1,9}%?)?:(\d{1,9}%?)?\]")
 _HOLD_OUT = (
     "--config.data.train_split='validation[:20%]' --config.data.validation_split='validation[20%:]'"
 )
+
+
+_READINGS = {
+    "index": "a number counts from 0",
+    "text": "an answer or its name",
+    "letter": "A or 1 is the first",
+}
+_TRUTH = {
+    "true": ("true", "yes", "positive", "correct"),
+    "false": ("false", "no", "negative", "incorrect"),
+}
+_QUOTED = reprlib.Repr()
+_QUOTED.maxstring = _QUOTED.maxother = _QUOTED.maxlong = 60
+_QUOTED.maxlevel = 2
+_shown = _QUOTED.repr  # a value of a user's, on one line and cut, however long or deep it is
 
 
 class Rows(NamedTuple):
@@ -196,7 +223,16 @@ def _load(source: str, layout: Layout, task: Task) -> Dataset:
         _existing(source, "train", layout.train, opened.splits),
         _existing(source, "validation", layout.validation, opened.splits),
     ]
-    full, validation = (_convert(name, opened.read(name), layout, task) for name in names)
+    raws = [(name, opened.read(name)) for name in names]
+    layout = _fitting(layout, [raw.rows[0] for _, raw in raws if raw.rows], task)
+    for role, (name, raw) in zip(("train", "validation"), raws, strict=True):
+        if raw.rows and all(_unlabelled(row, layout.label) for row in raw.rows):
+            raise UserError(
+                f"split {name!r} of {source} has no labels ({layout.label} is "
+                f"{_shown(raw.rows[0][layout.label])}), as test splits are published: choose "
+                f"another with config.data.{role}_split"
+            )
+    (full, validation), read_as = _convert(raws, layout, task)
     train = _without(full, validation)
     for split in (train, validation):
         if not len(split.labels):
@@ -205,11 +241,12 @@ def _load(source: str, layout: Layout, task: Task) -> Dataset:
                 f"not): choose another with config.data.train_split or config.data.validation_split"
             )
     dropped = len(full.labels) - len(train.labels)
-    notes = [*opened.notes, *filter(None, [layout.note])]
+    notes = [*opened.notes, *read_as]
     if "[" in layout.train:
         notes.append(f"demonstrations are drawn from {layout.train}, {names[1]} is evaluated")
     if dropped:
         notes.append(f"{dropped} train examples dropped: also in the validation split")
+    notes += _repeats(train)
     for split in (train, validation):
         if absent := _absent(split, task):
             notes.append(f"split {split.name!r} has no example of {', '.join(absent)}")
@@ -230,13 +267,12 @@ def open_source(source: str) -> Source:
     kind, _, name = source.partition(":")
     kinds = {"package": _open_package, "tfds": _open_tfds, "jsonl": _open_jsonl}
     if kind not in kinds or not name:
-        raise UserError(f"data source {source!r}: expected {_EXAMPLES}")
+        raise UserError(f"data source {_shown(source)}: expected {_EXAMPLES}")
     return kinds[kind](name)
 
 
 def _overridden(data: ConfigDict, task: Task) -> Layout:
     """What is known of the source, under what the config says of it."""
-    known = layout_of(data.source, task)
     order = tuple(data.label_order)
     if not all(type(i) is int and 0 <= i < len(task.answers) for i in order):
         raise UserError(
@@ -244,16 +280,31 @@ def _overridden(data: ConfigDict, task: Task) -> Layout:
             f"in the task's answers {', '.join(task.answers)}, from 0 (multiple choice has none: "
             f"leave it empty)"
         )
-    return dataclasses.replace(
-        known,
-        fields=_parse_fields(data.fields, task.fields) or known.fields,
-        choices=data.choices or known.choices,
-        label=data.label or known.label,
-        train=data.train_split or known.train,
-        validation=data.validation_split or known.validation,
-        label_order=order or known.label_order,
-        note="" if order else known.note,
-    )
+    fields = _parse_fields(data.fields, task.fields)
+    asked = {
+        "fields": fields,
+        "choices": data.choices,
+        "label": data.label,
+        "train": data.train_split,
+        "validation": data.validation_split,
+        "label_order": order,
+        "label_is": ("index" if order else "") if data.label_is == "auto" else data.label_is,
+    }
+    changes: dict[str, Any] = {name: value for name, value in asked.items() if value}
+    if order:
+        changes["note"] = ""
+
+    def under(known: Layout) -> Layout:
+        # What is known of one label field does not hold for another of the user's own.
+        own = data.source.startswith("jsonl:") and data.label not in ("", known.label)
+        other = under(known.other) if known.other else None
+        first = None if own else known.first
+        return dataclasses.replace(known, **changes, first=first, other=other)
+
+    known = layout_of(data.source, task)
+    while data.label and known.other and known.label != data.label == known.other.label:
+        known = known.other
+    return under(known)
 
 
 def _parse_fields(text: str, wanted: Sequence[str]) -> dict[str, str]:
@@ -263,8 +314,8 @@ def _parse_fields(text: str, wanted: Sequence[str]) -> dict[str, str]:
         name, equals, form = (piece.strip() for piece in part.partition("="))
         if not equals or name not in wanted:
             raise UserError(
-                f"config.data.fields {part!r}: expected FIELD={{source field}}, where FIELD is one "
-                f"of the template's: {', '.join(wanted)}"
+                f"config.data.fields {_shown(part)}: expected FIELD={{source field}}, where FIELD "
+                f"is one of the template's: {', '.join(wanted)}"
             )
         template_fields(form)
         fields[name] = form
@@ -273,13 +324,14 @@ def _parse_fields(text: str, wanted: Sequence[str]) -> dict[str, str]:
 
 def _existing(source: str, role: str, name: str, splits: Sequence[str]) -> str:
     """Returns the name of the split for `role`, which the source must have."""
-    if role == "validation" and not name:
-        name = "test" if "validation" not in splits and "test" in splits else "validation"
+    if name == "validation" or (role == "validation" and not name):
+        usual = ["validation", "val", "dev", *(["test"] if not name else [])]
+        name = next(filter(splits.__contains__, usual), "validation")
     base = name.partition("[")[0]
     if base not in splits:
         hold_out = f", or hold a part out of another: {_HOLD_OUT}" if role == "train" else ""
         raise UserError(
-            f"{source} has no split {name!r}; it has: {', '.join(splits) or 'none'}; set "
+            f"{source} has no split {_shown(name)}; it has: {_listed(splits)}; set "
             f"config.data.{role}_split{hold_out}"
         )
     return name
@@ -291,7 +343,9 @@ def _slice(name: str, rows: Rows) -> Rows:
         return rows
     match = _SLICE.fullmatch(name)
     if not match:
-        raise UserError(f"split {name!r}: expected NAME, NAME[:300], NAME[20%:] or NAME[20%:50%]")
+        raise UserError(
+            f"split {_shown(name)}: expected NAME, NAME[:300], NAME[20%:] or NAME[20%:50%]"
+        )
     count = len(rows.rows)
     start, end = (
         round(count * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
@@ -300,30 +354,80 @@ def _slice(name: str, rows: Rows) -> Rows:
     return rows._replace(rows=rows.rows[start:end], indices=rows.indices[start:end])
 
 
-def _convert(name: str, raw: Rows, layout: Layout, task: Task) -> Split:
-    """Formats the task's fields and choices, and maps the labels."""
+def _fitting(layout: Layout, rows: Sequence[Row], task: Task) -> Layout:
+    """Returns the layout, or the other one of its kind, whose fields these rows have."""
+    known: Layout | None = layout
+    while known:
+        with contextlib.suppress(UserError):
+            for row in rows:
+                _example(row, known, task)
+            return known
+        known = known.other
+    return layout
+
+
+class _Label(NamedTuple):
+    """A label as the source has it; choices and their marks are the example's own."""
+
+    value: Any
+    where: str
+    choices: Sequence[str]
+    marks: Sequence[str]
+
+
+def _convert(
+    raws: Sequence[tuple[str, Rows]], layout: Layout, task: Task
+) -> tuple[list[Split], list[str]]:
+    """Formats the task's fields and choices; maps the labels of all splits in one way.
+
+    Returns:
+      The splits, and notes on how their labels were read.
+    """
+    splits, labels = [], []
+    for name, raw in raws:
+        fields, choices = [], []
+        for i, row in enumerate(raw.rows):
+            try:
+                texts, own, marks, value = _example(row, layout, task)
+            except UserError as error:
+                raise UserError(f"{raw.where(i)}: {error}") from error
+            fields.append(texts)
+            if not task.answers:
+                choices.append(own)
+            labels.append(_Label(value, raw.where(i), own, marks))
+        none = np.zeros(len(fields), np.int32)
+        splits.append(Split(name, fields, none, raw.indices.astype(np.int32), choices))
+    read, notes = _read_labels(labels, layout, task)
+    ends = np.cumsum([len(split.fields) for split in splits])[:-1]
+    of_splits = np.split(np.array(read, np.int32), ends)
+    pairs = zip(splits, of_splits, strict=True)
+    return [dataclasses.replace(split, labels=of_split) for split, of_split in pairs], notes
+
+
+def _example(
+    row: Row, layout: Layout, task: Task
+) -> tuple[dict[str, str], list[str], list[str], Any]:
+    """Returns a row's texts, its choices and their marks (of a multiple-choice task), its label."""
     forms = {field: layout.fields.get(field, "{" + field + "}") for field in task.fields}
-    order = layout.label_order or tuple(range(len(task.answers)))
-    fields, choices, labels = [], [], []
-    for i, row in enumerate(raw.rows):
-        try:
-            fields.append({field: _fill(form, row) for field, form in forms.items()})
-            answers: Sequence[str] = task.answers
-            if not answers:
-                answers = _choices(row, layout.choices)
-                choices.append(list(answers))
-            labels.append(_label(row, layout.label, answers, order))
-        except UserError as error:
-            raise UserError(f"{raw.where(i)}: {error}") from error
-    indices = raw.indices.astype(np.int32)
-    return Split(name, fields, np.array(labels, np.int32), indices, choices)
+    fields = {field: _fill(form, row) for field, form in forms.items()}
+    choices, marks = ([], []) if task.answers else _choices(row, layout.choices)
+    value = _of(row, layout.label, object, "label")
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, (str, int, float, type(None))):
+        raise UserError(f"label {_shown(value)}, expected a number or a text")
+    return fields, choices, marks, value
 
 
 def _fill(form: str | Callable[[Row], str], row: Row) -> str:
     """Returns a template field's text."""
     if isinstance(form, str):
         return form.format_map({name: _of(row, name, str) for name in template_fields(form)})
-    return _derived(form, row)
+    text = _derived(form, row)
+    if not isinstance(text, str):
+        raise UserError(f"not in the form of this task's rows: {_shown(text)}, expected a text")
+    return _whole(text, form.__name__.strip("_"))
 
 
 def _derived(function: Callable[[Row], Any], row: Row) -> Any:
@@ -332,72 +436,261 @@ def _derived(function: Callable[[Row], Any], row: Row) -> Any:
         return function(row)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
-            f"not in the form of this task's rows ({type(error).__name__}: {error}); it has: "
-            f"{', '.join(row) or 'none'}; set config.data.fields"
+            f"not in the form of this task's rows ({type(error).__name__}: "
+            f"{_shown(error.args[0] if error.args else '')}); it has: {_listed(row)}; set "
+            f"config.data.fields"
         ) from error
 
 
-def _choices(row: Row, where: str | Callable[[Row], Sequence[str]]) -> list[str]:
-    """Returns the choices of a multiple-choice row."""
+def _choices(row: Row, where: str | Callable[[Row], Sequence[str]]) -> tuple[list[str], list[str]]:
+    """Returns the choices of a multiple-choice row, and the labels that they have there, if any."""
     if not isinstance(where, str):
-        return list(_derived(where, row))
-    names = [name.strip() for name in (where or "choices").split(",")]
-    if len(names) > 1:
-        return [_of(row, name, str, "choices") for name in names]
-    choices = list(_of(row, names[0], (list, tuple, np.ndarray), "choices"))
+        name, choices = "choices", list(_derived(where, row))
+    elif len(names := [name.strip() for name in (where or "choices").split(",")]) > 1:
+        name, choices = names[0], [_of(row, name, str, "choices") for name in names]
+    else:
+        (name,) = names
+        if name not in row and f"{name}_text" in row:  # {"text": [...], "label": [...]}
+            name = f"{name}_text"
+        choices = list(_of(row, name, (list, tuple, np.ndarray), "choices"))
+    marks = row.get(name.removesuffix("_text") + "_label") if name.endswith("_text") else None
+    if choices and all(isinstance(choice, dict) for choice in choices):  # {"text": .., "label": ..}
+        marks = [choice.get("label") for choice in choices]
+        choices = [choice.get("text") for choice in choices]
     texts = all(isinstance(choice, str) and choice.strip() for choice in choices)
     if len(choices) < 2 or not texts:
         raise UserError(
-            f"field {names[0]!r} is {str(choices)[:60]}, expected a list of at least two texts"
+            f"field {name!r} is {_shown(choices)}, expected a list of at least two texts"
         )
-    return choices
+    for choice in choices:
+        _whole(choice, name)
+    known = isinstance(marks, list) and len(marks) == len(choices)
+    if known and all(isinstance(mark, str) for mark in marks or ()):
+        return choices, list(marks or ())
+    return choices, []
 
 
 def _of(row: Row, name: str, kind: Any, setting: str = "fields") -> Any:
     """Returns a field of a row, which must be of a kind (a text, a list)."""
     if name not in row:
-        raise UserError(
-            f"no field {name!r}; it has: {', '.join(row) or 'none'}; set config.data.{setting}"
-        )
+        raise UserError(f"no field {name!r}; it has: {_listed(row)}; set config.data.{setting}")
     value = row[name]
     if not isinstance(value, kind):
         what = "a text" if kind is str else "a list of texts"
-        raise UserError(f"field {name!r} is {str(value)[:60]!r}, expected {what}")
-    if kind is str and not value.isascii() and re.search("[\ud800-\udfff]", value):
+        raise UserError(f"field {name!r} is {_shown(value)}, expected {what}")
+    return _whole(value, name) if kind is str else value
+
+
+def _whole(text: str, name: str) -> str:
+    """Returns the text, which UTF-8 must be able to hold."""
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):
         raise UserError(
             f"field {name!r} has half of a surrogate pair (\\ud800 to \\udfff): repair it"
         )
-    return value
+    return text
 
 
-def _label(row: Row, name: str, answers: Sequence[str], order: Sequence[int]) -> int:
-    """Returns a row's label as a position in the answers.
+def _listed(names: Iterable[str]) -> str:
+    """Names or texts of a user's on one line, cut where they are long or many."""
+    shown = [_shown(str(name))[1:-1] for name in names]
+    return ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "") or "none"
 
-    A text is one of the answers or, where examples have choices of their own, a letter from A.
-    """
-    value, own = _of(row, name, object, "label"), not order
-    order = order or range(len(answers))
+
+def _unlabelled(row: Row, name: str) -> bool:
+    """Whether the label is what stands for none where a split is published without labels."""
+    value = row.get(name, 0)  # one that is missing is told with the fields that are there
     if isinstance(value, str):
-        texts = [one_line(answer).casefold() for answer in answers]
-        wanted = one_line(value).casefold()
-        letters = [chr(ord("a") + i) for i in range(len(answers))] if own else []
-        for known in (texts, letters):
-            if wanted in known:
-                return known.index(wanted)
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if whole and 0 <= value < len(order):
-        return order[int(value)]
-    raise UserError(
-        f"label {value!r}, expected 0 to {len(order) - 1} or one of {', '.join(answers)}; map "
-        f"others with config.data.label_order"
-    )
+        return value.strip() in ("", "-1")
+    return value is None or (isinstance(value, (int, float, np.number)) and value == -1)
+
+
+def _read_labels(
+    labels: Sequence[_Label], layout: Layout, task: Task
+) -> tuple[list[int], list[str]]:
+    """Returns the labels as positions in the answers or choices, and notes on how they were read.
+
+    Raises:
+      UserError: no reading can read all of them, or two that can differ.
+    """
+    readings = [layout.label_is] if layout.label_is != "auto" else list(_READINGS)
+    if layout.label_is == "auto" and layout.first == 1:
+        readings.remove("index")
+    memory: dict[tuple[Any, ...], int | None] = {}
+
+    def read(reading: str, label: _Label) -> int | None:
+        if label.choices:
+            return _READERS[reading](label, layout, task)
+        key = (reading, type(label.value), label.value)
+        if key not in memory:
+            memory[key] = _READERS[reading](label, layout, task)
+        return memory[key]
+
+    read_as = {reading: [read(reading, label) for label in labels] for reading in readings}
+    whole = {r: [i for i in found if i is not None] for r, found in read_as.items()}
+    whole = {r: found for r, found in whole.items() if len(found) == len(labels)}
+    if not whole:
+        raise _unreadable(labels, read_as, layout, task)
+    if "letter" in whole and all(label.marks and type(label.value) is str for label in labels):
+        whole = {"letter": whole["letter"]}  # a text that is one of the row's own marks is no other
+    for label, *found in zip(labels, *whole.values(), strict=True):
+        if len(set(found)) > 1:
+            answers = label.choices or task.answers
+            each = [f"{_shown(answers[i])} by {r}" for r, i in zip(whole, found, strict=True)]
+            ways = [f"={reading} ({_READINGS[reading]})" for reading in whole]
+            raise UserError(
+                f"{label.where}: label {_shown(label.value)} may be {', '.join(each)}; say which "
+                f"with config.data.label_is{' or '.join(ways)}"
+            )
+    reading, found = next(iter(whole.items()))
+    return found, _notes(labels, found, reading, layout, task)
+
+
+def _notes(
+    labels: Sequence[_Label], found: Sequence[int], reading: str, layout: Layout, task: Task
+) -> list[str]:
+    """What a reader of the results should know of the way in which labels were read."""
+    if not task.answers:
+        numbers = any(_number(label.value) is not None and not label.marks for label in labels)
+        from_one = reading == "letter" and numbers and layout.first != 1
+        return ["labels are numbers of the choices, the first is 1"] if from_one else []
+    named = {_name(label.value): task.answers[i] for label, i in zip(labels, found, strict=True)}
+    if reading == "index":
+        notes = [layout.note] if layout.note and any(map(str.isdigit, named)) else []
+        named = {name: answer for name, answer in named.items() if not name.lstrip("+-").isdigit()}
+    else:
+        notes = []
+        named = {name: answer for name, answer in named.items() if name != _name(answer)}
+    if named:
+        pairs = [f"{_shown(name)[1:-1]} as {answer}" for name, answer in sorted(named.items())]
+        notes.append(f"labels are read by {reading}: {', '.join(pairs)}")
+    return notes
+
+
+def _unreadable(
+    labels: Sequence[_Label],
+    read_as: dict[str, list[int | None]],
+    layout: Layout,
+    task: Task,
+) -> UserError:
+    """What is wrong with the first label that the reading which comes furthest cannot read."""
+    first = {reading: found.index(None) for reading, found in read_as.items()}
+    reading = max(first, key=lambda r: first[r])
+    label = labels[first[reading]]
+    answers = label.choices or task.answers
+    count = len(layout.label_order or answers)
+    expected = {
+        "index": f"0 to {count - 1}",
+        "text": f"one of {_listed(answers)}",
+        "letter": _listed(label.marks) if label.marks else f"A to {_letters(len(answers))[-1]}",
+    }
+    if layout.label_is == "auto" and task.answers:
+        expected.pop("letter")
+    said = " or ".join(expected[r] for r in read_as if r in expected)
+    message = f"{label.where}: label {_shown(label.value)}, expected {said}"
+    if layout.label_is != "auto":
+        message += f" (labels are read by {reading}: config.data.label_is)"
+    others = [r for r, found in read_as.items() if found[first[reading]] is not None]
+    if first[reading] and others:
+        return UserError(
+            f"{message}; {labels[0].where} has {_shown(labels[0].value)}, read by {reading}: give "
+            f"the labels of both splits in one form"
+        )
+    if task.answers and (_number(label.value) or -1) >= count:
+        return UserError(f"{message}; map others with config.data.label_order")
+    return UserError(f"{message}; set config.data.label{' or config.answers' * bool(task.answers)}")
+
+
+def _by_index(label: _Label, layout: Layout, task: Task) -> int | None:
+    order = layout.label_order or range(len(label.choices or task.answers))
+    number, name = _number(label.value), _name(label.value)
+    if name in _TRUTH and task.answers and len(order) == 2:
+        number = int(name == "true")
+    return order[number] if number is not None and 0 <= number < len(order) else None
+
+
+def _by_text(label: _Label, layout: Layout, task: Task) -> int | None:
+    name = _name(label.value)
+    known = [_name(answer) for answer in label.choices or task.answers]
+    if name in known:
+        return known.index(name) if known.count(name) == 1 else None
+    if not label.choices and name in task.names:
+        return task.names[name]
+    pair = [[known.index(word) for word in words if word in known] for words in _TRUTH.values()]
+    if name in _TRUTH and not label.choices and [len(places) for places in pair] == [1, 1]:
+        return pair[0 if name == "true" else 1][0]
+    return None
+
+
+def _by_letter(label: _Label, layout: Layout, task: Task) -> int | None:
+    name, count = _name(label.value), len(label.choices or task.answers)
+    asked = layout.label_is == "letter"
+    if label.marks:
+        marks = [_name(mark) for mark in label.marks]
+        return marks.index(name) if marks.count(name) == 1 else None
+    number = _number(label.value) if asked or layout.first != 0 else None
+    if number is not None:
+        return number - 1 if 1 <= number <= count else None
+    letters = _letters(count).lower() if asked or label.choices else ""
+    return letters.index(name) if len(name) == 1 and name in letters else None
+
+
+_READERS = {"index": _by_index, "text": _by_text, "letter": _by_letter}
+
+
+def _letters(count: int) -> str:
+    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count]
+
+
+def _number(value: Any) -> int | None:
+    """Returns a whole number, also one that is written in a text; a truth value is none."""
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,9}(\.0*)?\s*", value):
+        return int(float(value))
+    return value if type(value) is int else None
+
+
+def _name(value: Any) -> str:
+    """Returns a label or an answer as it is compared: 1, "1" and 1.0 are one, case is none."""
+    number = _number(value)
+    return _folded(str(value if number is None else number))
+
+
+def _folded(text: str) -> str:
+    """Returns a text as it is compared: case, runs of blanks and Unicode's forms are no matter."""
+    return unicodedata.normalize("NFC", one_line(text).casefold())
 
 
 def _keys(split: Split) -> list[tuple[str, ...]]:
-    """What tells each example from the others."""
+    """What tells each example from the others: its texts, and its choices in whatever order."""
     choices = split.choices or [[]] * len(split.fields)
-    texts = [(*f.values(), *c) for f, c in zip(split.fields, choices, strict=True)]
-    return [tuple(one_line(text).lower() for text in key) for key in texts]
+    return [
+        (*map(_folded, f.values()), *sorted(map(_folded, c)))
+        for f, c in zip(split.fields, choices, strict=True)
+    ]
+
+
+def sharing(split: Split, of: Split, rows: Iterable[int]) -> np.ndarray:
+    """Returns the rows of `split`, int64, whose texts are those of a row among `rows` of `of`."""
+    keys = _keys(of)
+    texts = {keys[row] for row in rows}
+    found = [i for i, key in enumerate(keys if of is split else _keys(split)) if key in texts]
+    return np.array(found, np.int64)
+
+
+def _repeats(train: Split) -> list[str]:
+    """A note where examples of the train part have each other's texts."""
+    labels: dict[tuple[str, ...], set[str | int]] = {}
+    keys = _keys(train)
+    for i, (key, label) in enumerate(zip(keys, train.labels.tolist(), strict=True)):
+        # In multiple choice the right text counts: the same choices may stand in another order.
+        right = _folded(train.choices[i][label]) if train.choices else label
+        labels.setdefault(key, set()).add(right)
+    if len(labels) == len(keys):
+        return []
+    disputed = sum(len(found) > 1 for found in labels.values())
+    return [
+        f"{len(keys) - len(labels)} train examples have the text of an earlier one; {disputed} "
+        f"texts have more than one label"
+    ]
 
 
 def _without(train: Split, validation: Split) -> Split:
@@ -453,12 +746,18 @@ def _read_reviews(path: Path, part: str) -> list[dict[str, Any]]:
 
 def _open_jsonl(name: str) -> Source:
     folder = assets.user_path(name, "data source jsonl:")
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+        splits = tuple(sorted(path.stem for path in folder.glob("*.jsonl"))) if there else ()
+    except (OSError, ValueError) as error:  # no permission, a name that cannot be
         raise UserError(
-            f"data source 'jsonl:{name}': no such folder; expected one with train.jsonl and "
-            f"validation.jsonl or test.jsonl"
+            f"data source {_shown(f'jsonl:{name}')}: cannot be opened: {_first_line(error)}"
+        ) from error
+    if not there:
+        raise UserError(
+            f"data source {_shown(f'jsonl:{name}')}: no such folder; expected one with train.jsonl "
+            f"and validation.jsonl or test.jsonl"
         )
-    splits = tuple(sorted(path.stem for path in folder.glob("*.jsonl")))
 
     def read(split: str) -> Rows:
         return _slice(split, _read_jsonl(folder / f"{split.partition('[')[0]}.jsonl"))
@@ -468,6 +767,8 @@ def _open_jsonl(name: str) -> Source:
 
 def _read_jsonl(path: Path) -> Rows:
     """Reads one object a line; blank lines are passed over."""
+    if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe might not end
+        raise UserError(f"cannot read {path}: not a regular file")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -486,14 +787,28 @@ def _read_jsonl(path: Path) -> Rows:
 
 def _parse_line(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = _DECODER.decode(line)
+        if isinstance(row, dict) and dict in map(type, row.values()):
+            row = _plain(row)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}:{number}: malformed JSON ({error}); expected one object a line"
         ) from error
     if not isinstance(row, dict):
-        raise UserError(f"{path}:{number}: expected a JSON object, got {line.strip()[:60]!r}")
+        raise UserError(f"{path}:{number}: expected a JSON object, got {_shown(line.strip())}")
     return row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a field that is there twice, it is not known which one is meant."""
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        ((twice, _),) = collections.Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the field {_shown(twice)} is there twice")
+    return out
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _open_tfds(name: str) -> Source:
@@ -519,8 +834,12 @@ def _plain(value: Any) -> Any:
         out = {}
         for key, inner in value.items():
             inner = _plain(inner)
-            below = inner if isinstance(inner, dict) else {"": inner}
-            out.update({f"{key}_{k}" if k else key: v for k, v in below.items()})
+            if not isinstance(inner, dict):
+                out[key] = inner
+                continue
+            # A field that is called so itself is the one that is meant.
+            flat = {f"{key}_{k}": v for k, v in inner.items()}
+            out.update({k: v for k, v in flat.items() if k not in value})
         return out
     if isinstance(value, (list, tuple)) or (
         isinstance(value, np.ndarray) and value.dtype == object

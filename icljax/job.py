@@ -33,6 +33,7 @@ class Job:
         selection_names, names: what each example is called in errors.
         rows: the evaluated examples' positions in their source split.
         notes: where the tokens are not those of the whole text, a line each.
+        selected_on: what the selection examples are, in words.
     """
 
     dataset: data.Dataset
@@ -48,6 +49,7 @@ class Job:
     names: list[str]
     rows: np.ndarray
     notes: tuple[str, ...]
+    selected_on: str
 
 
 def prepare(
@@ -130,6 +132,7 @@ def prepare(
         names=_names(dataset.validation, rows),
         rows=dataset.validation.indices[rows],
         notes=tuple(notes),
+        selected_on=selected_on(config, dataset, drawn, rows, selection_rows),
     )
 
 
@@ -232,12 +235,12 @@ def draw_selection(
 ) -> tuple[data.Split, np.ndarray]:
     """The examples on which learning rates (and the seed) are selected.
 
-    Held out of train: no seed's demonstrations are among them. "validation", as in the paper:
-    the very examples that are then reported.
+    Held out of train: none has the text of a demonstration of any seed. "validation", as in the
+    paper: the very examples that are then reported.
     """
     if config.selection.split == "validation":
         return dataset.validation, rows
-    exclude = np.unique(np.concatenate(drawn))
+    exclude = data.sharing(dataset.train, dataset.train, np.concatenate(drawn))
     return dataset.train, data.draw(
         dataset.train,
         config.selection.num_examples,
@@ -250,6 +253,40 @@ def draw_selection(
 def demonstration_tokens(
     encoder: Encoder, split: data.Split, rows: np.ndarray, vocab_size: int
 ) -> list[list[int]]:
+def selected_on(
+    config: ConfigDict,
+    dataset: data.Dataset,
+    drawn: Sequence[np.ndarray],
+    rows: np.ndarray,
+    selection_rows: np.ndarray,
+) -> str:
+    """What `draw_selection` gave, in words, with what it has in common with the other examples."""
+    train, validation = dataset.train, dataset.validation
+    demonstrations = np.unique(np.concatenate(drawn))
+    if config.selection.split == "validation":
+        shared = data.sharing(validation, train, demonstrations)
+        count = int(np.isin(selection_rows, shared).sum())
+        return (
+            f"the validation examples that are reported (as in the paper: optimistic), "
+            f"{count or 'none'} with the text of a demonstration"
+        )
+    shared = data.sharing(train, train, demonstrations)
+    repeated = len(shared) - len(demonstrations)
+    evaluated = np.isin(selection_rows, data.sharing(train, validation, rows)).sum()
+    count = int(np.isin(selection_rows, shared).sum() + evaluated)
+    if count:
+        return (
+            f"examples of the train part, {count} of them with the text of a demonstration or of "
+            f"an evaluated example"
+        )
+    left_out = f"; {repeated} more with such a text were left out" if repeated else ""
+    return (
+        f"examples of the train part whose texts are in no seed's demonstrations and not evaluated"
+        f"{left_out}"
+    )
+
+
+def demonstration_tokens(encoder: Encoder, split: data.Split, rows: np.ndarray) -> list[list[int]]:
     """Input and label tokens of each demonstration."""
     queries = readable_queries(encoder, split, rows, vocab_size, start=True)
     return [q.demonstration(split.labels[row]) for q, row in zip(queries, rows, strict=True)]

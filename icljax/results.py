@@ -403,7 +403,7 @@ def dose_response(config: ConfigDict, job: Job, chosen: Chosen) -> dict[str, Any
 
     return {
         "examples": dose.correct.shape[-1],
-        "measured_on": f"the selection examples, all seeds: {_selected_on(config)}",
+        "measured_on": f"the selection examples, all seeds: {job.selected_on}",
         "learning_rates": list(config.finetune.learning_rates),
         "diverged": (~converged).sum(0).tolist(),
         "accuracy": of(np.where(converged[..., None], dose.correct, np.nan)),
@@ -422,7 +422,7 @@ def _selection(
     if best_seed is not None:
         seed = {"seed": config.seeds[best_seed[0]], "icl_accuracy": _numbers(best_seed[1])}
     return {
-        "selected_on": _selected_on(config),
+        "selected_on": job.selected_on,
         "num_examples": len(job.selection_labels),
         "learning_rates": list(rates),
         "learning_rate": [rates[i] for i in chosen.rate_index],
@@ -431,12 +431,6 @@ def _selection(
         "training_loss": [_numbers(row) for row in chosen.loss],
         "best_seed": seed,
     }
-
-
-def _selected_on(config: ConfigDict) -> str:
-    if config.selection.split == "validation":
-        return "the validation examples that are reported (as in the paper: optimistic)"
-    return "examples of the train part that are in no seed's demonstrations"
 
 
 def _spread(per_seed: np.ndarray) -> dict[str, Any]:

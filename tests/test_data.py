@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import bounded
+from hypothesis import given
+from hypothesis import strategies as st
 
 from icljax import assets, config, data
 from icljax.errors import UserError
@@ -68,7 +71,7 @@ def test_jsonl_takes_test_where_there_is_no_validation(tmp_path):
 
 def test_jsonl_is_robust(tmp_path):
     """Byte order mark, CRLF, blank lines, U+2028 inside a text."""
-    lines = ['{"text": "a\u2028b", "label": 0}', "", '{"text": "ü", "label": " positive "}', " "]
+    lines = ['{"text": "a\u2028b", "label": 0}', "", '{"text": "ü", "label": " 1 "}', " "]
     source = write_jsonl(tmp_path, train="\ufeff" + "\r\n".join(lines), test=VALIDATION)
     train = data.load(data_config(source), MR).train
     assert [fields["text"] for fields in train.fields] == ["a\u2028b", "ü"]
@@ -98,7 +101,8 @@ def test_configured_layout(tmp_path):
 
 def test_string_labels_are_answers_in_any_case(tmp_path):
     rows = [{"text": "a", "label": "NEGATIVE"}, {"text": "b", "label": "positive"}]
-    loaded = data.load(data_config(write_jsonl(tmp_path, train=rows, test=VALIDATION)), MR)
+    source = write_jsonl(tmp_path, train=rows, test=[{"text": "c", "label": " Positive "}])
+    loaded = data.load(data_config(source), MR)
     np.testing.assert_array_equal(loaded.train.labels, [0, 1])
 
 
@@ -142,9 +146,14 @@ def test_fingerprint(tmp_path):
         ('["a", 0]', r"train.jsonl:3: expected a JSON object, got '\["),
         ('{"text": "a", "label": 2}', r"train.jsonl:3: label 2, expected 0 to 1 or one of Neg"),
         ('{"text": "a", "label": -1}', r"train.jsonl:3: label -1, expected 0 to 1"),
-        ('{"text": "a", "label": true}', r"train.jsonl:3: label True, expected"),
+        ('{"text": "a", "label": [1]}', r"train.jsonl:3: label \[1\], expected a number or a text"),
+        ('{"text": "a", "label": NaN}', r"train.jsonl:3: label nan, expected 0 to 1"),
+        ('{"text": "a", "label": 1e400}', r"train.jsonl:3: label inf, expected 0 to 1"),
+        ('{"text": "a", "label": 0.5}', r"train.jsonl:3: label 0.5, expected 0 to 1"),
+        ('{"text": "a", "label": 0, "label": 1}', r"3: .*the field 'label' is there twice"),
         ('{"text": "a", "label": null}', r"train.jsonl:3: label None, expected"),
         ('{"text": "a", "label": "good"}', r"train.jsonl:3: label 'good', expected.*Positive"),
+        ('{"text": "a", "label": ""}', r"train.jsonl:3: label '', expected.*; set config.data.lab"),
         ('{"txt": "a", "label": 0}', r"train.jsonl:3: no field 'text'; it has: txt, label; .*fiel"),
         ('{"text": "a", "y": 0}', r"train.jsonl:3: no field 'label'; it has: text, y; .*data.lab"),
         ('{"text": ["a"], "label": 0}', r"train.jsonl:3: field 'text' is .*expected a text"),
@@ -243,8 +252,200 @@ def test_choices_of_each_example(tmp_path):
     ],
 )
 def test_bad_choices(tmp_path, row, says):
-    source = write_jsonl(tmp_path, train=[{"question": "q", **row}], test=VALIDATION)
+    test = [{"question": "r", "choices": ["x", "y"], "label": row["label"] and "B"}]
+    source = write_jsonl(tmp_path, train=[{"question": "q", **row}], test=test)
     assert says in fails(source, TASKS["arc_easy"])
+
+
+def labels_of(tmp_path, values, task=MR, validation=None, **settings):
+    """Reads train labels (and the validation split's), each with a text, or a row, of its own."""
+
+    def rows(split, values):
+        return [
+            {"text": f"{split} {i}", **(v if isinstance(v, dict) else {"label": v})}
+            for i, v in enumerate(values)
+        ]
+
+    splits = {"train": rows("t", values), "test": rows("v", validation or values)}
+    loaded = data.load(data_config(write_jsonl(tmp_path, **splits), **settings), task)
+    return loaded.train.labels.tolist(), loaded.notes
+
+
+QUIZ = get_task("quiz", "{text}", choices="choices")
+STARS = get_task("stars", "{text}", tuple("12345"))
+YES = get_task("yes", "{text}", ("Yes", "No"))
+CB = get_task("cb", "{text}")
+
+
+def quiz(*labels, options="ACDK"):
+    return [{"choices": list(options), "label": label} for label in labels]
+
+
+@pytest.mark.parametrize(
+    ("values", "task", "settings", "labels"),
+    [
+        (["0", "1"], MR, {}, [0, 1]),
+        (["0", "1"], MR, {"label_order": (0, 1)}, [0, 1]),
+        (["0", "1"], MR, {"label_order": (1, 0)}, [1, 0]),
+        ([0.0, 1.0], MR, {}, [0, 1]),
+        (["0.0", " 1.0"], MR, {}, [0, 1]),
+        ([False, True], MR, {}, [0, 1]),
+        ([False, True], MR, {"label_order": (0, 1)}, [0, 1]),
+        ([False, True], MR, {"label_order": (1, 0)}, [1, 0]),
+        (["false", "True"], MR, {}, [0, 1]),
+        ([True, False, True], CB, {}, [0, 1, 0]),
+        (["neg", "POS"], MR, {}, [0, 1]),
+        (["negative", "Positive "], MR, {"label_is": "text"}, [0, 1]),
+        ([1, 2], MR, {}, [0, 1]),  # neither from 0 nor by text can 2 be read
+        ([1, 2, 3, 1], STARS, {"label_is": "index"}, [1, 2, 3, 1]),
+        ([1, 2, 3, 1], STARS, {"label_is": "text"}, [0, 1, 2, 0]),
+        ([1, 2, 5], STARS, {}, [0, 1, 4]),  # the readings that can read 5 agree
+        ([0, 4], STARS, {}, [0, 4]),
+        (quiz("C", "C"), QUIZ, {"label_is": "letter"}, [2, 2]),
+        (quiz("C", "C"), QUIZ, {"label_is": "text"}, [1, 1]),
+        (quiz("C", "B"), QUIZ, {}, [2, 1]),
+        (quiz("C", "K"), QUIZ, {}, [1, 3]),
+        (quiz(0, 3), QUIZ, {}, [0, 3]),
+        (quiz("1", "4"), QUIZ, {}, [0, 3]),
+        (quiz("2", "1"), QUIZ, {"label_is": "letter"}, [1, 0]),
+    ],
+)  # fmt: skip
+def test_readings_of_labels(tmp_path, values, task, settings, labels):
+    assert labels_of(tmp_path, values, task, **settings)[0] == labels
+
+
+@pytest.mark.parametrize(
+    ("values", "task", "says"),
+    [
+        ([2, 1], STARS, "label 2 may be '3' by index, '2' by text, '2' by letter; say which with "
+                        "config.data.label_is=index (a number counts from 0) or =text ("),
+        (quiz("C", "C"), QUIZ, "label 'C' may be 'C' by text, 'D' by letter; say which"),
+        (quiz(1, 2), QUIZ, "label 1 may be 'C' by index, 'A' by letter"),
+        (quiz("3", "4", options="3412"), QUIZ, "label '3' may be '3' by text, '1' by letter"),
+        ([True, False], YES, "label True may be 'No' by index, "),
+        ([1, 1], MR, "label 1 may be 'Positive' by index, 'Negative' by letter"),
+    ],
+)  # fmt: skip
+def test_labels_that_mean_two_things_are_asked_about(tmp_path, values, task, says):
+    with pytest.raises(UserError) as caught:
+        labels_of(tmp_path, values, task)
+    assert f"train.jsonl:1: {says}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "task", "says"),
+    [
+        ([0, 1], [1, 2], MR, "test.jsonl:2: label 2, expected 0 to 1"),
+        (quiz(0, 1, 2, 3), quiz("A", "B"), QUIZ, "test.jsonl:1: label 'A', expected 0 to 3 or one"),
+        (["negative"], [1], MR, "train.jsonl:1 has 'negative', read by text: give the labels of"),
+        (quiz(True), quiz(True), QUIZ, "train.jsonl:1: label True, expected 0 to 3"),
+        (quiz("a", options="aab"), quiz(0), QUIZ, "train.jsonl:1 has 'a', read by letter"),
+        (quiz("E"), quiz("A"), QUIZ, "label 'E', expected 0 to 3 or one of A, C, D, K or A to D"),
+        ([0, 1], ["", ""], MR, "split 'test' of jsonl:"),
+        ([0, 1], [None], MR, "has no labels (label is None), as test splits are published"),
+        ([-1], [0], MR, "has no labels (label is -1), as test splits are published: choose another "
+                        "with config.data.train_split"),
+    ],
+)  # fmt: skip
+def test_both_splits_are_read_in_one_way(tmp_path, train, validation, task, says):
+    with pytest.raises(UserError) as caught:
+        labels_of(tmp_path, train, task, validation)
+    assert says in str(caught.value)
+
+
+def test_a_reading_that_was_asked_for_is_named_where_it_fails(tmp_path):
+    for settings in ({"label_is": "index"}, {"label_order": (0, 1)}):
+        with pytest.raises(UserError, match=r"'negative', expected 0 to 1 \(labels are read"):
+            labels_of(tmp_path, ["negative", "positive"], **settings)
+
+
+def test_how_labels_were_read_is_noted(tmp_path):
+    names = ["entailment", "neutral", "contradiction"]
+    _, notes = labels_of(tmp_path, names, CB)
+    read = "contradiction as False, entailment as True, neutral as Neither"
+    assert notes == (f"labels are read by text: {read}",)
+    assert labels_of(tmp_path, ["false", "true"])[1] == (
+        "labels are read by index: false as Negative, true as Positive",
+    )
+    assert labels_of(tmp_path, [1, 2])[1] == (
+        "labels are read by letter: 1 as Negative, 2 as Positive",
+    )
+    assert labels_of(tmp_path, quiz("1", "4"), QUIZ)[1] == (
+        "labels are numbers of the choices, the first is 1",
+    )
+    trec = [{"label": name} for name in ("ABBR", "desc", "NUM")]
+    labels, notes = labels_of(tmp_path, trec, TASKS["trec"])
+    assert (labels, any("ABBR, ENTY" in note for note in notes)) == ([2, 0, 4], False)
+
+
+def test_names_belong_to_the_tasks_own_order_of_answers(tmp_path):
+    swapped = get_task("mr", answers=("positive", "negative"))
+    with pytest.raises(UserError, match="label 'neg', expected 0 to 1 or one of positive"):
+        labels_of(tmp_path, ["neg", "pos"], swapped)
+    assert labels_of(tmp_path, ["neg", "positive"], get_task("mr", answers=("-", "+")))[0] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["val", "dev", "validation"])
+def test_the_validation_split_by_its_usual_names(tmp_path, name):
+    source = write_jsonl(tmp_path, train=TRAIN, test=VALIDATION[:1], **{name: VALIDATION})
+    assert data.load(data_config(source), MR).validation.name == name
+
+
+def test_values_are_quoted_cut_and_on_one_line(tmp_path):
+    long = "x\ny" * 300_000
+    rows = [
+        {"text": "a", "label": long},
+        {"text": [long], "label": 0},
+        {long: 0, "label": 0},
+        {**dict.fromkeys(map(str, range(5000)), 0)},
+        [long],
+    ]
+    for row in rows:
+        assert len(fails(write_jsonl(tmp_path, train=[row], test=VALIDATION))) < 600
+    choices = {"text": "a", "choices": [long, "b"], "label": 9}
+    assert len(fails(write_jsonl(tmp_path, train=[choices], test=[choices]), QUIZ)) < 600
+    copa = {"premise": "p", "question": long, "choice1": "a", "choice2": "b", "label": 0}
+    assert len(fails(write_jsonl(tmp_path, train=[copa], test=[copa]), TASKS["copa"])) < 600
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    source = write_jsonl(tmp_path, validation=VALIDATION)
+    os.mkfifo(tmp_path / "train.jsonl")
+    assert "train.jsonl: not a regular file" in fails(source)
+
+
+@pytest.mark.parametrize("name", ["~nobody-is-called-so/x", "\0", "x" * 5000])
+def test_folders_that_cannot_be(name):
+    assert len(fails(f"jsonl:{name}")) < 400
+
+
+def test_nested_fields_are_flat_and_a_rows_own_win(tmp_path):
+    rows = [{"a": {"b": {"c": f"inner {i}"}, "d": "lost"}, "a_d": f"own {i}"} for i in range(4)]
+    rows = [row | {"label": i % 2} for i, row in enumerate(rows)]
+    source = write_jsonl(tmp_path, train=rows[:2], test=rows[2:])
+    loaded = data.load(data_config(source, fields="text={a_b_c} {a_d}"), MR)
+    assert loaded.train.fields[1] == {"text": "inner 1 own 1"}
+
+
+def test_repeated_texts_are_noted(tmp_path):
+    """Case, blanks and Unicode's forms apart, and the choices in whatever order."""
+    train = [*TRAIN, {"text": "Caf\u00e9", "label": 0}, {"text": "cafe\u0301 ", "label": 1}]
+    source = write_jsonl(tmp_path, train=[*train, TRAIN[0]], test=VALIDATION)
+    assert data.load(data_config(source), MR).notes == (
+        "2 train examples have the text of an earlier one; 1 texts have more than one label",
+    )
+    rows = [
+        {"text": "a", "choices": ["x", "y"], "label": 0},
+        {"text": "a", "choices": ["y", "x"], "label": 1},
+        {"text": "b", "choices": ["y", "x"], "label": 1},
+        {"text": "c", "choices": ["x", "y"], "label": 1},
+    ]
+    source = write_jsonl(tmp_path, train=rows, test=[rows[2] | {"choices": ["x", "y"]}])
+    assert data.load(data_config(source), QUIZ).notes == (
+        "1 train examples dropped: also in the validation split",
+        "1 train examples have the text of an earlier one; 0 texts have more than one label",
+    )
 
 
 def test_rows_that_are_not_the_tasks_are_told(tmp_path):
@@ -281,6 +482,103 @@ def test_trec_folders_have_hugging_faces_order(tmp_path):
     older = data.load(data_config(source, label_order=tuple(range(6))), TASKS["trec"])
     np.testing.assert_array_equal(older.train.labels, np.arange(6))
     assert "ABBR" not in older.notes[0]
+
+
+def any_json():
+    """Any JSON value, and what Python's parser takes for one (NaN, long numbers)."""
+    numbers = st.integers(-(10**400), 10**400) | st.integers(-2, 6) | st.floats()
+    texts = st.text(max_size=6) | st.sampled_from(["A", "b", "1", "2", "", " Positive", "false"])
+    return st.recursive(
+        st.none() | st.booleans() | numbers | texts,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=3),
+        max_leaves=6,
+    )
+
+
+def loads_or_tells(folder, task, **settings):
+    """Loading ends with labels that are places of answers, or with one short line."""
+    message = ""
+    try:
+        loaded = data.load(data_config(f"jsonl:{folder}", **settings), task)
+    except UserError as error:
+        message = str(error)
+    assert len(message.splitlines()) <= 1
+    assert len(message) < 1000
+    if message:
+        return
+    for split in (loaded.train, loaded.validation):
+        for i, label in enumerate(split.labels):
+            assert 0 <= label < len(split.choices[i] if split.choices else task.answers)
+        for text in [t for fields in split.fields for t in fields.values()]:
+            text.encode()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("name", ["mr", "cb", "hellaswag", "winogrande", "wsc", "arc_easy"])
+def test_any_json_in_any_field(folder, name):
+    task = TASKS[name]
+    likely = {
+        "mr": ["text", "label"],
+        "cb": ["premise", "hypothesis", "label"],
+        "hellaswag": ["activity_label", "ctx", "endings", "label"],
+        "winogrande": ["sentence", "option1", "option2", "answer"],
+        "wsc": ["text", "target", "span1_text", "span2_text", "span2_index", "label"],
+        "arc_easy": ["question", "choices", "choices_text", "choices_label", "label", "answerKey"],
+    }[name]
+    usual = {
+        "sentence": st.just("a _ b"),
+        "endings": st.lists(any_json(), max_size=3) | st.just(["a", "b"]),
+        "choices": st.just({"text": ["A", "1"], "label": ["1", "2"]}) | st.just(["x", "2"]),
+        "target": st.just({"span1_text": "a", "span2_text": "b", "span2_index": 0}),
+    }
+    row = st.fixed_dictionaries(
+        {}, optional={key: usual.get(key, st.just("a b")) | any_json() for key in likely}
+    )
+
+    @bounded(60)
+    @given(
+        st.lists(row, min_size=1, max_size=3),
+        st.lists(row, min_size=1, max_size=3),
+        st.sampled_from(["auto", "index", "text", "letter"]),
+    )
+    def check(train, validation, label_is):
+        write_jsonl(folder, train=train, validation=validation)
+        loads_or_tells(folder, task, label_is=label_is)
+
+    check()
+
+
+LINES = st.sampled_from(
+    [
+        b'{"text": "a", "label": 0}',
+        b"\xef\xbb\xbf",
+        b'{"text": "\\ud800", "label": 1}',
+        b'{"text": "\xe2\x80\xa8\x00", "label": "1"}',
+        b'{"label": 0, "text": "b", "label": 1}',
+        b'{"text": "c", "label": -Infinity}',
+        b'{"text": "d", "label": ' + b"9" * 5000 + b"}",
+        b'{"text": ' + b"[" * 900 + b"]" * 900 + b', "label": 0}',
+        b'{"text": ' + b'{"a":' * 300 + b"0" + b"}" * 300 + b', "label": 0}',
+        b'{"text": "' + b"x" * 100_000 + b'", "label": "' + b"y" * 100_000 + b'"}',
+        b"\r",
+        b" \t",
+        b'{"text": "a", "label": 0} {}',
+    ]
+)
+
+
+@pytest.mark.fuzz
+@bounded(150)
+@given(st.lists(LINES | st.binary(max_size=12), max_size=4))
+def test_any_bytes(folder, lines):
+    (folder / "train.jsonl").write_bytes(b"\n".join(lines))
+    write_jsonl(folder, validation=VALIDATION)
+    loads_or_tells(folder, MR)
 
 
 # Packages
@@ -489,7 +787,7 @@ def test_tfds_arc(tmp_path, monkeypatch):
         ("tfds:super_glue/cb", {"train_split": "dev"}, r"no split 'dev'; it has: train, val"),
         ("tfds:super_glue/cb", {"train_split": "train[x]"}, r"cannot load the split 'train\[x\]'"),
         ("tfds:super_glue/cb", {"label": "y"}, r"super_glue/cb, train, row 0: no field 'y'"),
-        ("tfds:super_glue/cb", {"train_split": "test"}, r"test, row 0: label -1, expected 0 to 2"),
+        ("tfds:super_glue/cb", {"train_split": "test"}, r"split 'test' of .* has no labels"),
     ],
 )
 def test_tfds_mistakes(tmp_path, monkeypatch, source, fields, says):
@@ -556,7 +854,12 @@ def test_tensorflow_stays_out_where_it_is_installed(tmp_path, monkeypatch):
         import tensorflow
     """
     root = Path(__file__).parents[1]
-    paths = [str(root), str(tmp_path / "installed"), os.environ.get("PYTHONPATH", "")]
+    paths = [
+        str(root),
+        str(root / "tests"),
+        str(tmp_path / "installed"),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from icljax import checkpoints, job
+from icljax import checkpoints, data, job
 from icljax import config as config_lib
 from icljax.errors import UserError
 from icljax.model import Rope
@@ -187,3 +187,70 @@ def test_an_unknown_data_control_is_refused(tiny_folder, folder):
         assert job.changed_demonstrations(name, *args)
     with pytest.raises(UserError, match="data control is 'flipped_labels'; expected one of perm"):
         job.changed_demonstrations("flipped_labels", *args)
+
+
+def made_up(texts, name):
+    labels = np.arange(len(texts), dtype=np.int32) % 2
+    return data.Split(name, [{"text": t} for t in texts], labels, np.arange(len(texts)))
+
+
+def drawn_from(train, validation, split="train"):
+    """Demonstrations of two seeds, what rates are selected on, and the words for it."""
+    config = config_lib.default()
+    config.selection.split, config.selection.num_examples, config.seeds = split, 40, (1, 2)
+    dataset = data.Dataset("s", made_up(train, "train"), made_up(validation, "val"), "", ())
+    drawn = [data.draw(dataset.train, 4, seed) for seed in config.seeds]
+    rows = data.draw(dataset.validation, 0, 1)
+    _, selection = job.draw_selection(config, dataset, drawn, rows)
+    return (
+        np.concatenate(drawn),
+        selection,
+        job.selected_on(config, dataset, drawn, rows, selection),
+    )
+
+
+def test_selection_has_no_text_of_a_demonstration():
+    """Each text is there twice, a pair in another case, with blanks or in another Unicode form."""
+    texts = [f"caf\u00e9 {i}" for i in range(12)]
+    train = [*texts, *(f" CAFE\u0301  {i} " for i in range(12))]
+    demonstrations, selection, said = drawn_from(train, ["v"])
+    assert not {i % 12 for i in selection} & {i % 12 for i in demonstrations}
+    assert len(selection) == 2 * (12 - len({i % 12 for i in demonstrations}))
+    more = 24 - len(selection) - len(set(demonstrations.tolist()))
+    assert more
+    assert said == (
+        "examples of the train part whose texts are in no seed's demonstrations and not evaluated; "
+        f"{more} more with such a text were left out"
+    )
+
+
+def test_selection_without_repeated_texts_is_as_it_was():
+    train = [f"text {i}" for i in range(100)]
+    demonstrations, selection, said = drawn_from(train, ["v"])
+    split = made_up(train, "train")
+    np.testing.assert_array_equal(selection, data.draw(split, 40, 0, exclude=demonstrations))
+    assert said.endswith("in no seed's demonstrations and not evaluated")
+
+
+def test_what_the_selection_shares_is_counted_not_assumed():
+    """Of examples that no caller can draw: `data.load` and `draw_selection` keep them apart."""
+    config = config_lib.default()
+    train = [f"text {i}" for i in range(10)]
+    dataset = data.Dataset("s", made_up(train, "train"), made_up(["text 9", "v"], "val"), "", ())
+    given = config, dataset, [np.array([0, 1])], np.array([0, 1])
+    assert "part, 2 of them with the text" in job.selected_on(*given, np.array([1, 5, 9]))
+    config.selection.split = "validation"
+    assert job.selected_on(*given, np.array([0, 1])).endswith(
+        ", none with the text of a demonstration"
+    )
+    given = config, dataset, [np.array([0, 9])], np.array([0, 1])
+    assert job.selected_on(*given, np.array([0, 1])).endswith(
+        ", 1 with the text of a demonstration"
+    )
+
+
+def test_a_job_says_what_was_selected_on(tiny_folder, folder):
+    said = prepare(tiny_folder, folder, **ANSWERS).selected_on
+    assert said.endswith("in no seed's demonstrations and not evaluated")
+    said = prepare(tiny_folder, folder, **ANSWERS, **{"selection.split": "validation"}).selected_on
+    assert said.startswith("the validation examples that are reported (as in the paper")

@@ -91,6 +91,7 @@ def make_job(stand_in="", answers=None):
         dataset=dataset,
         used=[4, 3],
         selection_labels=np.zeros(64),
+        selected_on="examples of the train part whose texts are in no seed's demonstrations",
         labels=LABELS,
         rows=np.arange(EXAMPLES),
     )

@@ -1,8 +1,10 @@
+import json
 import re
 
 import numpy as np
 import pytest
 
+from icljax import config as config_lib
 from icljax import data
 from icljax.errors import UserError
 from icljax.tasks import TASKS, get_task, layout_of, template_fields
@@ -110,7 +112,8 @@ ROWS = [
 @pytest.mark.parametrize(("source", "row", "expected"), ROWS, ids=[row[0] for row in ROWS])
 def test_rows(source, row, expected):
     task = next((t for t in TASKS.values() if source in t.sources), TASKS["arc_easy"])
-    split = data._convert("s", rows_of([row]), layout_of(source, task), task)
+    layout = data._fitting(layout_of(source, task), [row], task)
+    (split,), _ = data._convert([("s", rows_of([row]))], layout, task)
     choices = split.choices[0] if split.choices else []
     candidate = task.candidates(split.fields[0], choices)[split.labels[0]]
     assert " ".join(filter(None, [task.prompt(split.fields[0]), *candidate])) == expected
@@ -118,6 +121,173 @@ def test_rows(source, row, expected):
 
 def rows_of(rows):
     return data.Rows(rows, np.arange(len(rows)), "row ")
+
+
+WSC_OWN = {
+    "text": "Mark told Pete many lies about himself. He should have been more skeptical.",
+    "target": {"span1_index": 0, "span1_text": "Mark", "span2_index": 7, "span2_text": "He"},
+}
+HUB_CHOICES = {"text": ["hot", "cold", "wet"], "label": ["A", "B", "C"]}
+ARC_OWN = [{"text": text, "label": mark} for text, mark in zip("xyz", "ABC", strict=True)]
+
+# Rows as SuperGLUE's own files and the hub have them, shortened: (task, rows, right candidates).
+PUBLISHED = [
+    (
+        "boolq",
+        [
+            {"question": "is it", "passage": "p", "idx": 0, "label": True},
+            {"question": "is he", "passage": "p", "idx": 1, "label": False},
+        ],
+        "yes no",
+    ),
+    (
+        "boolq",
+        [{"question": f"is {a}", "passage": "p", "answer": a} for a in (False, True)],
+        "no yes",
+    ),
+    (
+        "cb",
+        [
+            {"premise": name, "hypothesis": "h", "label": name, "idx": 0}
+            for name in ("contradiction", "entailment", "neutral")
+        ],
+        "False True Neither",
+    ),
+    (
+        "rte",
+        [
+            {"premise": name, "hypothesis": "h", "label": name, "idx": 0}
+            for name in ("not_entailment", "entailment")
+        ],
+        "No Yes",
+    ),
+    ("rte", [{"sentence1": f"{i}", "sentence2": "h", "label": i} for i in (1, 0)], "No Yes"),
+    (
+        "copa",
+        [
+            {
+                "premise": f"It rained {i}.",
+                "choice1": "It Dried.",
+                "choice2": "It got wet.",
+                "question": "effect",
+                "label": 1,
+                "idx": 0,
+            }
+            for i in range(2)
+        ],
+        "it got wet. it got wet.",
+    ),
+    (
+        "wic",
+        [
+            {
+                "word": "place",
+                "sentence1": f"my places {i}",
+                "sentence2": "no place",
+                "idx": 0,
+                "label": bool(i),
+                "start1": 3,
+                "start2": 3,
+                "end1": 9,
+                "end2": 8,
+                "version": 1.1,
+            }
+            for i in range(2)
+        ],
+        "no yes",
+    ),
+    ("wsc", [WSC_OWN | {"label": False}, WSC_OWN | {"label": True, "text": "a b c d e f g He"}],
+     "no yes"),
+    (
+        "hellaswag",
+        [
+            {
+                "ind": i,
+                "activity_label": "Roof",
+                "ctx_a": "A man",
+                "ctx_b": "he",
+                "ctx": f"A man he {i}",
+                "endings": ["a", "b", "c [step] d", "e"],
+                "label": str(i),
+            }
+            for i in (3, 2, 1)
+        ],
+        "e c d b",
+    ),
+    (
+        "winogrande",
+        [
+            {"sentence": f"{i} had _ here", "option1": "Ian", "option2": "Bo", "answer": str(i)}
+            for i in (1, 2)
+        ],
+        "Ian here Bo here",
+    ),
+    (
+        "winogrande",
+        [{"sentence": f"{i} _ now", "option1": "I", "option2": "B", "answer": "2"} for i in (1, 2)],
+        "B now B now",
+    ),
+    (
+        "arc_easy",
+        [
+            {"id": "1", "question": "q1", "choices": HUB_CHOICES, "answerKey": "C"},
+            {
+                "id": "2",
+                "question": "q2",
+                "choices": HUB_CHOICES | {"label": ["1", "2", "3"]},
+                "answerKey": "1",
+            },
+        ],
+        "wet hot",
+    ),
+    (
+        "arc_challenge",
+        [{"question": {"stem": f"q{i}", "choices": ARC_OWN}, "answerKey": "B"} for i in range(2)],
+        "y y",
+    ),
+    (
+        "openbookqa",
+        [{"question_stem": f"q{i}", "choices": HUB_CHOICES, "answerKey": "B"} for i in range(2)],
+        "cold cold",
+    ),
+    ("sst2", [{"sentence": f"{i}", "label": i, "idx": 0} for i in (1, 0)], "Positive Negative"),
+    (
+        "agnews",
+        [{"text": name, "label": i, "label_text": name} for i, name in enumerate(("World", "S"))],
+        "World Sports",
+    ),
+    ("agnews", [{"text": name, "label": name} for name in ("Sci/Tech", "Sports")],
+     "Technology Sports"),
+    ("trec", [{"text": f"{i}", "coarse_label": i, "fine_label": 9} for i in (0, 2)],
+     "Expression Description"),
+    (
+        "race",
+        [
+            {"article": "a", "question": f"{key}", "options": ["C", "v", "w", "x"], "answer": key}
+            for key in "BC"
+        ],
+        "v w",
+    ),
+    ("piqa", [{"goal": f"{i}", "sol1": "a", "sol2": "b", "label": 1} for i in (0, 1)], "b b"),
+    ("dbpedia", [{"label": name, "content": name} for name in ("WrittenWork", "film")],
+     "book film"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "rows", "right"), PUBLISHED)
+def test_rows_as_they_are_published(tmp_path, name, rows, right):
+    task = TASKS[name]
+    (tmp_path / "val.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = config_lib.default().data
+    settings.source = f"jsonl:{tmp_path}"
+    settings.train_split, settings.validation_split = "val[:1]", "val[1:]"
+    loaded = data.load(settings, task)
+    chosen = [
+        task.candidates(fields, split.choices[i] if split.choices else [])[split.labels[i]]
+        for split in (loaded.train, loaded.validation)
+        for i, fields in enumerate(split.fields)
+    ]
+    assert " ".join(" ".join(filter(None, candidate)) for candidate in chosen) == right
 
 
 def test_only_what_follows_the_blank_is_scored():
@@ -171,7 +341,7 @@ def test_sources_are_as_tfds_specifies_them(name, source):
     with data._without_tensorflow():
         features = data._tfds_builder(source.removeprefix("tfds:")).info.features
         row = data._plain(made_up(features))
-    data._convert("s", rows_of([row]), layout, task)
+    data._convert([("s", rows_of([row]))], layout, task)
     names = getattr(dict(features).get(layout.label), "names", None)
     assert names == (LABELS[name].split() if name in LABELS else None)
     assert not layout.label_order
