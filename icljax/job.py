@@ -250,9 +250,6 @@ def draw_selection(
     )
 
 
-def demonstration_tokens(
-    encoder: Encoder, split: data.Split, rows: np.ndarray, vocab_size: int
-) -> list[list[int]]:
 def selected_on(
     config: ConfigDict,
     dataset: data.Dataset,
@@ -286,7 +283,9 @@ def selected_on(
     )
 
 
-def demonstration_tokens(encoder: Encoder, split: data.Split, rows: np.ndarray) -> list[list[int]]:
+def demonstration_tokens(
+    encoder: Encoder, split: data.Split, rows: np.ndarray, vocab_size: int
+) -> list[list[int]]:
     """Input and label tokens of each demonstration."""
     queries = readable_queries(encoder, split, rows, vocab_size, start=True)
     return [q.demonstration(split.labels[row]) for q, row in zip(queries, rows, strict=True)]
