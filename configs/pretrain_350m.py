@@ -9,8 +9,9 @@ tokenised.
 
 Stated: width 1024, FFN 4096, 16 heads, 24 layers, length 1024, batches of 512K tokens, Adam
 (.9, .98) with eps 1e-6, peak learning rate 3e-4, 20,000 steps of warm-up, polynomial decay over
-500,000 steps, clipping at 2.0. GPT-2's architecture stands in for fairseq's, whose sinusoidal
-positions the decoder does not have yet. Compiled ahead of time for 16 TPU v5e chips, a step takes
+500,000 steps, clipping at 2.0. GPT-2's architecture, with learned positions, stands in for
+fairseq's, with sinusoidal ones (the decoder has them, `config.model.family` does not offer them).
+Compiled ahead of time for 16 TPU v5e chips, a step takes
 4.3 GB of arguments and 6.4 GB of temporary memory a chip; never run there.
 """
 

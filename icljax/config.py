@@ -110,8 +110,7 @@ def default() -> ConfigDict:
     config.eval.seed = 1
     config.eval.tokens_per_batch = 0  # 0: 512 on CPU, 4,096 on an accelerator (each)
 
-    # The same comparison where nothing, or nothing true, was learned: some of CONTROLS below, or
-    # "all".
+    # The same comparison under control conditions: some of CONTROLS below, or "all".
     config.controls = ConfigDict()
     config.controls.names = (
         "untrained",
@@ -165,6 +164,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
         UserError: naming the field, what it is and what it may be.
     """
+    check_types(config, default())
     if len(config.answers) == 1:
         config.answers = tuple(a.strip() for a in str(config.answers[0]).split(","))
     tasks.get_task(config.task, config.template, config.answers, config.data.choices)
@@ -192,6 +192,30 @@ def validate(config: ConfigDict) -> None:
     )
     if "other_seed" in config.controls.names:
         require(config, "seeds", lambda v: len(v) > 1, "at least two for the control other_seed")
+
+
+_TYPES = {str: "a text", bool: "True or False", int: "a whole number", float: "a number"}
+
+
+def check_types(config: ConfigDict, like: ConfigDict, prefix: str = "") -> None:
+    """Raises a UserError for a field that is missing or of another type than in `like`.
+
+    A config's file may hold anything; flags are of the right types already.
+    """
+    for key in like:
+        name, default, value = prefix + key, like[key], config.get(key)
+        if isinstance(default, ConfigDict):
+            if not isinstance(value, ConfigDict):
+                raise UserError(
+                    f"config.{name} is {value!r}; expected a ConfigDict with its fields"
+                )
+            check_types(value, default, f"{name}.")
+        elif default is not None:  # a placeholder may stay empty
+            kind = type(default)
+            fine = type(value) is kind or (kind is float and type(value) is int)
+            expected = _TYPES.get(kind, f"a {kind.__name__}")
+            if not fine:
+                raise UserError(f"config.{name} is {value!r}; expected {expected}")
 
 
 # What a control changes: the model's weights, the demonstrations (of the prompt and of finetuning),
@@ -234,11 +258,11 @@ _NOT_NEGATIVE = (
 def require(config: ConfigDict, key: str, holds: Callable[[Any], bool], expected: str) -> None:
     """Raises a UserError that names field `key` ("a.b") unless its value `holds`."""
     value: Any = config
-    for part in key.split("."):
-        value = value[part]
     try:
+        for part in key.split("."):
+            value = value[part]
         fine = holds(value)
-    except TypeError:  # a list where a text or number belongs
+    except (KeyError, TypeError):  # not there, or a list where a text or number belongs
         fine = False
     if not fine:
         raise UserError(f"config.{key} is {value!r}; expected {expected}: --config.{key}=...")

@@ -1,4 +1,4 @@
-"""Controls: the same comparison where nothing, or nothing true, was learned: what is a score worth?
+"""Controls: the same comparison on untrained models, corrupted demonstrations and other updates.
 
 Shape glossary: R seeds, L layers.
 """

@@ -30,7 +30,7 @@ from rich.text import Text
 from icljax import attention, checkpoints, kernels, mixing, settings, workdir
 from icljax import config as config_lib
 from icljax.attention import Kind, Memory, Rates
-from icljax.config import is_count, is_seed, require
+from icljax.config import check_types, is_count, is_seed, require
 from icljax.errors import UserError
 from icljax.job import prepare
 from icljax.model import Array, Decoder
@@ -113,6 +113,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
         UserError: naming the field, what it is and what it may be.
     """
+    check_types(config, default())
     require(config, "source", ("demonstrations", "random").__contains__, "demonstrations or random")
     require(config, "seed", is_seed, "a whole number, 0 or more, below 2^32")
     for key in ("layers", "tokens", "heads", "width"):

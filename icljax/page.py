@@ -10,16 +10,16 @@ from icljax.drawings import Figure, figures, layer_causal_figures, main_groups
 from icljax.errors import UserError
 from icljax.study import TITLES, Group, read
 from icljax.tables import Cell, Row, Table, all_tables, headline
-from icljax.wording import CONTROLS, SIMILARITIES
+from icljax.wording import CAVEAT, CONTROLS, SIMILARITIES
 
 HTML = "report.html"
 QUESTION = "Does in-context learning behave like finetuning?"
 _ABOUT = (
     "A language model can learn a task from examples in its prompt (in-context learning, ICL) or "
     "by having its weights trained on them (finetuning, FT). Dai et al. (2023) found the two alike "
-    "by four measures. This page repeats their measurements and holds each against controls in "
-    "which nothing, or nothing true, was learned: a likeness that the controls share is no "
-    "evidence of learning."
+    "by four measures. This page repeats their measurements and holds each against control "
+    "conditions: untrained models, corrupted demonstrations, other updates. A likeness that they "
+    "share is no evidence of learning."
 )
 _SOURCES = (
     ("Dai et al. 2023, the paper", "https://arxiv.org/abs/2212.10559"),
@@ -74,7 +74,7 @@ def _markdown(groups: Sequence[Group], tables: Sequence[Table], drawn: Sequence[
     for group in main_groups(groups):
         answer, why = headline(group)
         parts += [f"**{text(answer)}**", "\n".join(f"- **{text(a)}** {text(b)}" for a, b in why)]
-    parts.append("## Figures")
+    parts += [text(CAVEAT), "## Figures"]
     for figure in drawn:
         alt = text(figure.title).replace("[", "(").replace("]", ")")
         parts += [f"![{alt}](figures/{figure.key}.svg)", f"*{alt}.* {text(figure.caption)}"]
@@ -200,7 +200,7 @@ def _claims_part(tables: Sequence[Table], drawn: Sequence[Figure]) -> str:
     text = (
         "Each claim of the paper stands on a measure, in bold below. It holds in a task where that "
         "measure lies above its baseline and above every control: where the whole 95 % interval of "
-        "the paired difference lies above 0."
+        f"the paired difference lies above 0. {CAVEAT}"
     )
     return f"<p>{_e(text)}</p>{_part(tables, drawn, ('claims', 'controls'))}"
 

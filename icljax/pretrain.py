@@ -115,6 +115,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
         UserError: naming the field, what it is and what it may be.
     """
+    config_lib.check_types(config, default())
     for key, choices in {
         "model.family": ("llama", "gpt2"),
         "model.implementation": mixing.IMPLEMENTATIONS,

@@ -34,7 +34,7 @@ from rich.console import Console
 from scipy import stats
 
 from icljax import attention, regression_report, workdir
-from icljax.config import distinct_integers, is_count, is_rate, is_seed, require
+from icljax.config import check_types, distinct_integers, is_count, is_rate, is_seed, require
 from icljax.progress import Stages
 from icljax.regression_report import show as show
 
@@ -612,6 +612,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
         UserError: naming the field, what it is and what it may be.
     """
+    check_types(config, default())
     whole = ("dims", "num_examples", "layers", "steps", "batch", "eval.tasks")
     for key in whole:
         require(config, key, is_count, "a whole number above 0")

@@ -17,6 +17,7 @@ from icljax import assets, figures, terminal, workdir
 from icljax.errors import UserError
 from icljax.wording import (
     BASELINES,
+    CAVEAT,
     CONTROL_KINDS,
     CONTROLS,
     METHODS,
@@ -393,7 +394,7 @@ def _similarity_section(results: Results) -> str:
         f"({f2t['count']:,} of {f2t['of']:,}, seeds x examples)."
     )
     beside = (
-        "Beside its baseline and the controls (below), by paired differences:"
+        f"Beside its baseline and the controls (below), by paired differences. {CAVEAT}"
         if results.get("controls")
         else "No control was measured: the similarities stand beside baselines only."
     )
@@ -451,10 +452,11 @@ def _controls_section(results: Results) -> str:
             rows.append([f"*{title}*", *[""] * (len(header) - 1)])
         rows += [[CONTROLS[k].title, *_control_cells(c, names)] for k, c in of_kind.items()]
     intro = (
-        "The same comparison where nothing, or nothing true, was learned, on some of the evaluated "
-        "examples. In each cell, under the control's own number: this job minus the control on the "
-        "same examples and seeds, with its interval; **bold** where a similarity is not above the "
-        "control. Controls that are finetuned anew take each seed's learning rate from this job. "
+        "The same comparison under control conditions (untrained models, corrupted "
+        "demonstrations, other updates), on some of the evaluated examples. In each cell, under "
+        "the control's own number: this job minus the control on the same examples and seeds, "
+        "with its interval; **bold** where a similarity is not above the control. Controls that "
+        "are finetuned anew take each seed's learning rate from this job. "
         f"{_selected_text(results)}"
     )
     guides = [f"- **{CONTROLS[k].title}**: {CONTROLS[k].guide}" for k in controls] + left_out
@@ -667,7 +669,8 @@ def show(results: Results, path: Path, console: Console) -> None:
         _similarity_table(results),
         Text(
             "baseline: random in FT's place (SimAM: before finetuning; SimUpdate: random in ICL's "
-            "place); above: this and all controls, by the paired difference's interval",
+            "place); above: this and all controls, by the paired difference's interval ('no' is "
+            "not shown to be above, not shown to be equal)",
             "dim",
         ),
         "",

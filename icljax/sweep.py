@@ -42,6 +42,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
         UserError: naming the job and the field.
     """
+    config_lib.check_types(config, config_lib.sweep())
     for key in ("tasks", "models", "skip"):
         config[key] = tuple(name.strip() for part in config[key] for name in str(part).split(","))
     for key in ("tasks", "models"):

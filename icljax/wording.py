@@ -4,6 +4,13 @@ from typing import Any, NamedTuple
 
 Results = dict[str, Any]
 
+# Stands wherever a verdict over all controls does.
+CAVEAT = (
+    "Read this verdict with care: controls that change ICL and FT alike (permuted labels, another "
+    "task's answers, shuffled tokens) cannot refute that the two are alike, and a score that is "
+    "not shown to be above a control is not shown to be equal to it. Another rule is to replace it."
+)
+
 
 class Metric(NamedTuple):
     """A similarity of ICL and FT, in words.

@@ -57,7 +57,8 @@ def main() -> None:
 
     # All that comes before it is as it is: config, folder, model, data, prompts.
     checkpoints.load_params = nothing
-    dual.measure_dual = regression.train = pretrain.corpus.load = sweep._run_one = nothing
+    dual.demonstration_examples = dual.random_examples = regression.construction_errors = nothing
+    pretrain.corpus.load = sweep._run_one = nothing
     import icljax.preflight
 
     icljax.preflight.examine = nothing
