@@ -1,5 +1,6 @@
 """Every field of the comparison, with its default. Files in configs/ change only what they must."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -184,7 +185,7 @@ def validate(config: ConfigDict) -> None:
     most = 100_000  # the resamples of 1,000 examples take 400 MB
     require(config, "metrics.bootstrap_samples", lambda v: v <= most, f"at most {most:,}")
     require(config, "seeds", distinct_integers, "different whole numbers, e.g. 1,2,3")
-    require(config, "finetune.learning_rates", _positive_numbers, "numbers above 0")
+    require(config, "finetune.learning_rates", _different_rates, "different numbers above 0")
     require(config, "data.label_order", lambda v: all(type(x) is int for x in v), "whole numbers")
     allowed = (*CONTROLS, "all")
     require(
@@ -216,6 +217,12 @@ def check_types(config: ConfigDict, like: ConfigDict, prefix: str = "") -> None:
             expected = _TYPES.get(kind, f"a {kind.__name__}")
             if not fine:
                 raise UserError(f"config.{name} is {value!r}; expected {expected}")
+            for text in (v for v in (value if kind is tuple else [value]) if isinstance(v, str)):
+                if re.search("[\ud800-\udfff]", text):  # bytes of another encoding, in a flag
+                    raise UserError(
+                        f"config.{name} is {text!a}, which is not UTF-8; expected a text in "
+                        "the encoding of your locale: give it as UTF-8"
+                    )
 
 
 # What a control changes: the model's weights, the demonstrations (of the prompt and of finetuning),
@@ -288,5 +295,5 @@ def distinct_integers(values: tuple[Any, ...]) -> bool:
     return bool(values) and all(map(is_seed, values)) and len(set(values)) == len(values)
 
 
-def _positive_numbers(values: tuple[Any, ...]) -> bool:
-    return bool(values) and all(map(is_rate, values))
+def _different_rates(values: tuple[Any, ...]) -> bool:
+    return bool(values) and all(map(is_rate, values)) and len(set(values)) == len(values)

@@ -72,7 +72,7 @@ def parse(text: str) -> Topology:
     Raises:
         UserError: for an unknown chip, or a shape that it does not come in.
     """
-    if found := re.fullmatch(r"gpu:(\d+)x([a-z][\w-]*)", text):
+    if found := re.fullmatch(r"gpu:(\d{1,5})x([a-z][\w-]*)", text):
         count, kind = int(found.group(1)), found.group(2)
         if kind not in GPUS or count < 1:
             raise UserError(
@@ -81,7 +81,7 @@ def parse(text: str) -> Topology:
             )
         return Topology(text, GPUS[kind], count, tpu=False)
     kind, _, shape = text.partition(":")
-    if kind not in TPUS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
+    if kind not in TPUS or not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", shape):
         raise UserError(
             f"topology {text!r}: expected a TPU slice such as v5e:4x4 or v5p:2x2x2 "
             f"({', '.join(TPUS)}), or GPUs such as gpu:8xh100: --topology=..."

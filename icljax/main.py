@@ -8,6 +8,11 @@ was lost: run the job again (134 where JAX's own service notices first, by a mis
 aborts).
 """
 
+from icljax.terminal import end_on_interrupt
+
+if __name__ == "__main__":  # the imports below take a second
+    end_on_interrupt()
+
 import logging
 import os
 import traceback
@@ -58,7 +63,17 @@ def main(argv: Sequence[str]) -> None:
         )
     runtime.set_up()
     path = assets.user_path(_WORKDIR.value, "--workdir")
-    experiment.show(experiment.run(_CONFIG.value, path, console), path, console)
+    finished = (path / "results.json").exists()
+    results = experiment.run(_CONFIG.value, path, console)
+    try:
+        experiment.show(results, path, console)
+    except (AttributeError, LookupError, TypeError, ValueError) as e:
+        if not finished or isinstance(e, UserError):
+            raise
+        raise UserError(
+            f"{path / 'results.json'} has not the form of this version's results "
+            f"({type(e).__name__}: {e}); give another --workdir"
+        ) from e
 
 
 def _join(runtime: ModuleType) -> None:
@@ -86,6 +101,8 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 def _mistake(error: Exception) -> str:
     """What is wrong with the flags or the config's file; "" for a mistake of ours."""
+    if isinstance(error, flags.DuplicateFlagError):
+        return "--config is given twice; give it once"
     if isinstance(error, OSError):
         return f"--config: {one_line(error).rpartition('] ')[2]}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -418,7 +418,9 @@ class Decoder(nn.Module):
         c = self.config
         x = self.embed(tokens) * c.embed_scale
         if c.positions == "learned":
-            x = x + self.embed_positions(positions + c.position_offset)
+            # Padding may stand beyond the table; what is read never does (`job.context_limit`).
+            last = c.context_length + c.position_offset - 1
+            x = x + self.embed_positions(jnp.minimum(positions + c.position_offset, last))
         elif c.positions == "sinusoidal":
             x = x + sinusoids(positions + c.position_offset, c.width).astype(x.dtype)
         return x

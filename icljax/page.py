@@ -43,18 +43,23 @@ def write(paths: Sequence[Path], out: Path) -> list[Path]:
     with workdir.writing(out):
         (out / "figures").mkdir(parents=True, exist_ok=True)
     workdir.check_writable(out / HTML)
+    files = _files(groups)
+    with workdir.writing(out):
+        for name, text in files.items():
+            workdir.write_atomically(out / name, text.encode())
+    return [out / name for name in list(files)[:3]]
+
+
+def _files(groups: Sequence[Group]) -> dict[str, str]:
+    """The report's files by name."""
     tables, drawn = all_tables(groups), [f for g in main_groups(groups) for f in figures(g)]
     drawn += layer_causal_figures(groups)
-    files = {
+    return {
         "report.md": _markdown(groups, tables, drawn),
         "report.tex": markup.latex(tables, QUESTION, _answers(groups)),
         HTML: _html(groups, tables, drawn),
         **{f"figures/{f.key}.svg": charts.standalone(f.panels, f.legend, f.title) for f in drawn},
     }
-    with workdir.writing(out):
-        for name, text in files.items():
-            workdir.write_atomically(out / name, text.encode())
-    return [out / name for name in list(files)[:3]]
 
 
 def _answers(groups: Sequence[Group]) -> list[str]:

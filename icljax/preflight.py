@@ -15,6 +15,11 @@ of 17, and of 0.6 instead of 0.2 in `score`.
 Exit codes: 0 it fits; 1 it does not; 2 a mistake, told in one line.
 """
 
+from icljax.terminal import end_on_interrupt
+
+if __name__ == "__main__":  # the imports below take a second
+    end_on_interrupt()
+
 import dataclasses
 import importlib.util
 import json
@@ -647,9 +652,14 @@ def as_json(report: Report) -> dict[str, Any]:
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Chips, e.g. v5e:4x4 or gpu:8xh100.")
 _JSON = flags.DEFINE_string("json", None, "File for everything that is found.")
-_DEMONSTRATION = flags.DEFINE_integer("demonstration_tokens", 0, "Of each, instead of measured.")
-_QUERY = flags.DEFINE_integer("query_tokens", 0, "Of each query, instead of measured.")
-_EXAMPLES = flags.DEFINE_integer("examples", 0, "Of the evaluated split, instead of the known.")
+_MOST = 1_000_000
+_DEMONSTRATION = flags.DEFINE_integer(
+    "demonstration_tokens", 0, "Of each, instead of measured.", 0, _MOST
+)
+_QUERY = flags.DEFINE_integer("query_tokens", 0, "Of each query, instead of measured.", 0, _MOST)
+_EXAMPLES = flags.DEFINE_integer(
+    "examples", 0, "Of the evaluated split, instead of the known.", 0, _MOST
+)
 _COMPILE = flags.DEFINE_bool("compile", True, "False: estimate from shapes alone.")
 _EFFORT = flags.DEFINE_float(
     "effort", -1.0, "Of the compiler: -1 is quick, 0 what the job itself gets.", -1.0, 1.0

@@ -3,6 +3,11 @@
 Shape glossary: R seeds, L layers (of the lists inside results.json).
 """
 
+from icljax.terminal import end_on_interrupt
+
+if __name__ == "__main__":  # the imports below take a second
+    end_on_interrupt()
+
 import argparse
 import json
 from collections.abc import Iterable, Sequence

@@ -32,8 +32,10 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 def set_up() -> None:
     """Turns on the persistent compilation cache, so that a second job starts at once.
 
-    One that cannot be written is read.
+    One that cannot be written is read. Matplotlib's own is beside it where there is no home.
     """
+    if not os.access(os.path.expanduser("~"), os.W_OK):
+        os.environ.setdefault("MPLCONFIGDIR", str(assets.cache_dir() / "matplotlib"))
     folder = assets.cache_dir() / "xla"
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from icljax import paper
+from icljax import paper, report
 from icljax.config import CONTROLS as KINDS
 from icljax.errors import UserError
 from icljax.wording import BASELINES, CONTROLS, SIMILARITIES, Results
@@ -71,6 +71,7 @@ def read(paths: Sequence[Path]) -> list[Group]:
         results = _load(file)
         if not isinstance(results, dict) or not {"task", "accuracy", "model"} <= results.keys():
             continue  # another experiment's, or a config
+        _check_form(results, file)
         entry = _entry(results, file, plans)
         other = found.setdefault(entry[:3], entry)
         if other.results != results:
@@ -97,9 +98,24 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 
 def _load(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as e:
+        return json.loads(file.read_text(), parse_constant=_not_json)
+    except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{file} cannot be read ({e}); remove it or make it again") from e
+
+
+def _not_json(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_form(results: Results, file: Path) -> None:
+    """Raises a UserError for results of which no report can be made."""
+    try:
+        report.markdown(results, ())
+    except (AttributeError, LookupError, TypeError, ValueError) as e:
+        raise UserError(
+            f"{file} has not the form of this version's results ({type(e).__name__}: {e}); leave "
+            "it out"
+        ) from e
 
 
 def _entry(results: Results, file: Path, plans: dict[Path, Any]) -> Entry:

@@ -171,7 +171,7 @@ def show(results: dict[str, Any], path: Path, console: Console) -> None:
 def _claimed(path: Path) -> Iterator[None]:
     """Makes the folder of a sweep, or finds the one that is there, and holds its lock."""
     with workdir.writing(path):
-        path.mkdir(parents=True, exist_ok=True)
+        workdir.make_folder(path)
         if {p.name for p in path.iterdir()} - {workdir.LOCK} and not (path / SWEEP).exists():
             raise workdir.not_ours(path, SWEEP)
     with workdir.locked(path):

@@ -4,10 +4,14 @@ Exit codes: 2 a mistake, told in one line; 130 interrupted by Ctrl-C. `icljax.ma
 """
 
 import codecs
+import contextlib
+import io
 import os
+import signal
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TextIO
 
 import rich.console
 
@@ -16,15 +20,18 @@ from icljax.errors import UserError
 # What stands for a character that a terminal's encoding lacks; "?" for all others.
 _PLAIN = str.maketrans({"±": "+/-", "…": "...", "→": "->", "≥": ">=", "≤": "<="})
 
+_LEAST = 60  # columns of a table
 _LONGEST = 1200  # characters of a line that ends a command
 
 
 def set_up() -> None:
-    """Lets standard output and errors take any text, whatever their encoding."""
+    """Lets standard output and errors take any text, whatever their encoding and reader."""
     codecs.register_error("plain", _plain)
-    for stream in (sys.stdout, sys.stderr):
-        if reconfigure := getattr(stream, "reconfigure", None):
-            reconfigure(errors="plain")
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+            setattr(sys, name, _Lenient(stream))
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
@@ -33,13 +40,84 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     return text.encode("ascii", "replace").decode(), error.end
 
 
-class Console(rich.console.Console):
-    """A console whose reader may go away (`| head`): the job goes on, and keeps its results."""
+class _Lenient(io.TextIOBase):
+    """A stream whose reader may go away (`| head`, a full disk): the job keeps its results."""
 
-    def on_broken_pipe(self) -> None:
-        """Prints nothing more, here or at the interpreter's end."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes, or lets go of what nobody takes."""
+        self._tried(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """As `write`."""
+        self._tried(self._stream.flush)
+
+    def _tried(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    # TextIOBase has these, so that they do not reach __getattr__.
+    def fileno(self) -> int:
+        """The stream's."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """The stream's."""
+        return self._stream.isatty()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The stream's."""
+        return self._stream.encoding
+
+
+class Console(rich.console.Console):
+    """A console whose tables keep their numbers whole: a narrow terminal breaks their lines."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.width = max(self.width, _LEAST)
+
+
+_cleanups: list[Callable[[], None]] = []
+
+
+@contextlib.contextmanager
+def before_exit(cleanup: Callable[[], None]) -> Iterator[None]:
+    """Inside, Ctrl-C calls `cleanup` before it ends the process."""
+    _cleanups.append(cleanup)
+    try:
+        yield
+    finally:
+        _cleanups.remove(cleanup)
+
+
+def end_on_interrupt() -> None:
+    """Lets Ctrl-C end the process at once, with one line.
+
+    As a kill would: what is committed is whole at any moment. An exception instead would be lost
+    where nobody passes it on, in callbacks of the garbage collector and half-done imports.
+    """
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for cleanup in reversed(_cleanups):
+            with contextlib.suppress(Exception):
+                cleanup()
+        if sys.stdout is not None and sys.stdout.isatty():
+            sys.stdout.write("\x1b[?25h\n")  # a live display hides the cursor
+        end(130, "interrupted; what is committed is kept, and the same command continues")
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, stop)
 
 
 def run(main: Callable[[], Any], other: Callable[[Exception], None] = lambda _: None) -> None:
@@ -50,14 +128,13 @@ def run(main: Callable[[], Any], other: Callable[[Exception], None] = lambda _: 
         other: may end the process for an exception that is neither a UserError nor an interrupt.
     """
     set_up()
+    end_on_interrupt()
     try:
         sys.exit(main())
     except UserError as e:
         end(2, f"error: {one_line(e)}")
     except MemoryError as e:
         end(2, f"error: this machine's memory is full ({one_line(e)}); give smaller numbers")
-    except KeyboardInterrupt:
-        end(130, "interrupted; what is committed is kept, and the same command continues")
     except Exception as e:
         other(e)
         raise
@@ -66,12 +143,9 @@ def run(main: Callable[[], Any], other: Callable[[Exception], None] = lambda _: 
 def end(code: int, line: str) -> NoReturn:
     """Ends at once, with one line: a process of several must not wait for one that is gone."""
     for stream, text in ((sys.stdout, ""), (sys.stderr, f"icljax: {line}\n")):
-        try:
-            if stream is not None:
-                stream.write(text)
-                stream.flush()
-        except OSError:  # nobody reads it any more
-            pass
+        if stream is not None:
+            stream.write(text)
+            stream.flush()
     os._exit(code)
 
 

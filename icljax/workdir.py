@@ -21,7 +21,7 @@ from filelock import SoftFileLock, Timeout
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from icljax import runtime
+from icljax import runtime, terminal
 from icljax.errors import UserError
 
 CONFIG, RESULTS, EXAMPLES = "config.json", "results.json", "examples.npz"
@@ -67,7 +67,7 @@ def _claim(path: Path, wanted: dict[str, Any], held: contextlib.ExitStack) -> di
         try:
             if (path / RESULTS).exists():  # a finished job's folder may be read-only
                 return _finished(path, wanted)
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             held.enter_context(locked(path))
             if (path / RESULTS).exists():  # it has ended since
                 return _finished(path, wanted)
@@ -79,11 +79,20 @@ def _claim(path: Path, wanted: dict[str, Any], held: contextlib.ExitStack) -> di
                 raise not_ours(path, CONFIG)
             else:
                 write_atomically(record, json.dumps(wanted, indent=2).encode())
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             if isinstance(e, UserError):
                 raise
             raise UserError(f"workdir {path} holds a damaged file ({e}); give a new folder") from e
     return None
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder for results; raises a UserError where something else is in its place."""
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"workdir {path} is a link to nothing; give a folder with --workdir")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"workdir {path} is a file; give a new or empty folder with --workdir")
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +130,8 @@ def locked(path: Path) -> Iterator[None]:
                 f"wait; if that process is gone, remove {path / LOCK}"
             ) from e
     try:
-        yield
+        with terminal.before_exit(lock.release):
+            yield
     finally:
         lock.release()
 

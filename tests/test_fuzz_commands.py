@@ -130,6 +130,27 @@ def test_every_flag(ask, flag, value):
             one_line_or_fine(ask("report", f"--{flag}", value))
 
 
+SAID = {
+    "negative": (["--demonstration_tokens=-5"], "demonstration_tokens"),
+    "too many": (["--examples=99999999"], "examples"),
+    "too many chips": (["--topology=gpu:99999999999xh100"], "topology"),
+    "no tiles": (["--topology=v5e:99999x99999"], "topology"),
+    "not UTF-8": (["--config.prompt.separator=\udca7"], "which is not UTF-8"),
+    "not UTF-8 in a tuple": (["--config.answers=('sch\udcf6n','bad')"], "which is not UTF-8"),
+    "a rate twice": (["--config.finetune.learning_rates=0.1,0.1"], "different numbers above 0"),
+    "one number as answers": (["--config.answers=5"], "expected at least two"),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), SAID.values(), ids=SAID)
+def test_what_is_wrong_is_said(ask, flags, message):
+    config = (f"--config={ROOT / 'configs/task.py'}:mr", "--config.model=fairseq-125m")
+    code, _, err = ask("preflight", *config, "--topology=gpu:1xh100", *flags)
+    assert code == 2
+    assert message in err
+    one_line_or_fine((code, "", err))
+
+
 @pytest.mark.fuzz
 @bounded(100)
 @hypothesis.given(

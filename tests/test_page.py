@@ -200,3 +200,23 @@ def test_ticks_enclose_the_values(values):
 def test_nothing_to_merge(tmp_path):
     with pytest.raises(UserError, match="no results of a comparison"):
         page.write([tmp_path], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"accuracy": []}, {"sim_aou": 3}, {"sim_aou": None}, {"model": "x"}, {"rec2ftp": {}}],
+    ids=str,
+)
+def test_results_of_another_form_are_named(real, tmp_path, change):  # noqa: F811
+    save(tmp_path, "fine", job(real, "cb"))
+    save(tmp_path, "odd", job(real, "mr") | change)
+    with pytest.raises(UserError, match=r"odd.results.json.* not the form of this version's"):
+        report.main([str(tmp_path), f"--out={tmp_path / 'out'}"])
+
+
+def test_numbers_that_json_does_not_have_are_refused(real, tmp_path):  # noqa: F811
+    save(tmp_path, "odd", job(real, "mr"))
+    file = tmp_path / "odd/results.json"
+    file.write_text(file.read_text().replace('"evaluated":', '"evaluated": NaN, "x":', 1))
+    with pytest.raises(UserError, match=r"results.json cannot be read .NaN is no number"):
+        report.main([str(tmp_path), f"--out={tmp_path / 'out'}"])

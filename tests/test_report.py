@@ -92,6 +92,7 @@ def make_job(stand_in="", answers=None):
         used=[4, 3],
         selection_labels=np.zeros(64),
         selected_on="examples of the train part whose texts are in no seed's demonstrations",
+        notes=(),
         labels=LABELS,
         rows=np.arange(EXAMPLES),
     )

@@ -96,3 +96,22 @@ def test_results_without_a_config_are_not_ours(tmp_path):
     (tmp_path / workdir.RESULTS).write_text(json.dumps({}))
     with pytest.raises(UserError, match=r"holds no config.json"), workdir.claimed(tmp_path, CONFIG):
         pass
+
+
+def test_a_file_or_a_dangling_link_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name, what in (("file", "is a file"), ("link", "is a link to nothing")):
+        with (
+            pytest.raises(UserError, match=f"{name} {what}; give a"),
+            workdir.claimed(tmp_path / name, CONFIG),
+        ):
+            pass
+
+
+def test_a_config_of_ten_thousand_brackets(tmp_path):
+    finished(tmp_path / "job")
+    (tmp_path / "job" / workdir.CONFIG).write_text("[" * 100_000)
+    message = "holds a damaged file"
+    with pytest.raises(UserError, match=message), workdir.claimed(tmp_path / "job", CONFIG):
+        pass
