@@ -390,3 +390,24 @@ def test_jax_nn_attention_is_ours(kind):
     expected = settings.forward(model, params, tokens, index).hidden
     got = settings.forward(Decoder(theirs), params, tokens, index).hidden
     np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_padding_beyond_the_table_of_positions_changes_nothing():
+    """Prompts are padded to multiples of 64, training examples of 16; a table may be shorter."""
+    config = dataclasses.replace(GPT2, context_length=40)
+    model, params = model_and_params(config)
+    tokens = np.pad(random_tokens(36), (0, 28))
+    valid = np.arange(64) < 36
+    state = settings.encode(model, params, jnp.asarray(tokens), jnp.asarray(valid))
+    queries = prompts.pack([Query([5, 6, 7, 8], ((9,), (10,)))], 64, 64)
+    queries = jax.tree.map(lambda x: x[0], queries)
+    got = settings.read(model, params, state, queries)
+    exact = settings.encode(model, params, jnp.asarray(tokens[:36]), jnp.ones(36, bool))
+    np.testing.assert_allclose(
+        got.logprob, settings.read(model, params, exact, queries).logprob, atol=1e-5
+    )
+    leaves = settings.key_value(params)
+    gradient, loss, _ = settings.gradients(model, params, leaves, tokens[:48], jnp.int32(36))
+    short, short_loss, _ = settings.gradients(model, params, leaves, tokens[:36], jnp.int32(36))
+    np.testing.assert_allclose(loss, short_loss, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, short)
