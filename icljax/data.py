@@ -26,6 +26,7 @@ import contextlib
 import csv
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib.abc
 import importlib.machinery
@@ -759,17 +760,19 @@ def _open_jsonl(name: str) -> Source:
             f"and validation.jsonl or test.jsonl"
         )
 
+    whole = functools.cache(_read_jsonl)  # two parts of one file; a pipe can be read only once
+
     def read(split: str) -> Rows:
-        return _slice(split, _read_jsonl(folder / f"{split.partition('[')[0]}.jsonl"))
+        return _slice(split, whole(folder / f"{split.partition('[')[0]}.jsonl"))
 
     return Source(splits, read)
 
 
 def _read_jsonl(path: Path) -> Rows:
     """Reads one object a line; blank lines are passed over."""
-    if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe might not end
-        raise UserError(f"cannot read {path}: not a regular file")
     try:
+        if path.is_char_device():  # /dev/zero has no end
+            raise UserError(f"cannot read {path}: a device, expected a file or a named pipe")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error

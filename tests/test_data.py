@@ -2,8 +2,10 @@ import csv
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -409,10 +411,28 @@ def test_values_are_quoted_cut_and_on_one_line(tmp_path):
     assert len(fails(write_jsonl(tmp_path, train=[copa], test=[copa]), TASKS["copa"])) < 600
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_named_pipe_is_read_once_and_to_its_end(tmp_path):
+    source = write_jsonl(tmp_path)
+    pipe = tmp_path / "train.jsonl"
+    os.mkfifo(pipe)
+    text = "".join(json.dumps(row) + "\n" for row in TRAIN)
+    writer = threading.Thread(target=pipe.write_text, args=(text,), daemon=True)
+    writer.start()
+    parts = {"train_split": "train[:4]", "validation_split": "train[4:]"}
+    loaded = data.load(data_config(source, **parts), MR)
+    writer.join(10)
+    assert loaded.train.fields + loaded.validation.fields == [{"text": r["text"]} for r in TRAIN]
+
+
+def test_a_device_and_a_socket_are_not_read(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path, validation=VALIDATION)
-    os.mkfifo(tmp_path / "train.jsonl")
-    assert "train.jsonl: not a regular file" in fails(source)
+    (tmp_path / "train.jsonl").symlink_to("/dev/zero")  # it never ends
+    assert "train.jsonl: a device, expected a file or a named pipe" in fails(source)
+    (tmp_path / "train.jsonl").unlink()
+    monkeypatch.chdir(tmp_path)  # a socket's address is short
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("train.jsonl")
+        assert "cannot read" in fails(source)
 
 
 @pytest.mark.parametrize("name", ["~nobody-is-called-so/x", "\0", "x" * 5000])
