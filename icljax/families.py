@@ -270,6 +270,12 @@ def _rope(hf: dict[str, Any], fields: dict[str, Any], partial: float | None = No
     if share != 1 and not width:
         raise ValueError(f"{share:g} of a head's {fields['head_width']} numbers is none to rotate")
     rope = Rope(float(theta or 10_000.0), width)
+    scales = [key for key in _ROPE_SCALES if given.get(key) is not None]
+    if scales and given.get(kind) is None:
+        raise ValueError(
+            f"the rotary positions have {scales[0]}={given[scales[0]]:g} and no rope_type; add it, "
+            "or remove the scaling"
+        )
     if given.get(kind) == "linear":
         return dataclasses.replace(rope, factor=float(_value(given, "factor")))
     if given.get(kind) == "llama3":
@@ -518,11 +524,10 @@ _FORMS = {
     ),
     ATTENTION_KEY: forms.listed(TABLE),
 }
+_ROPE_SCALES = ("factor", "low_freq_factor", "high_freq_factor")
 _ROPE_FORMS = {
     **dict.fromkeys(("rope_type", "type"), TEXT),
-    **dict.fromkeys(
-        ("rope_theta", "factor", "low_freq_factor", "high_freq_factor"), forms.number()
-    ),
+    **dict.fromkeys(("rope_theta", *_ROPE_SCALES), forms.number()),
     "partial_rotary_factor": forms.number(0, 1),
     "original_max_position_embeddings": SIZE,
 }

@@ -237,17 +237,28 @@ def draw_selection(
 
     Held out of train: none has the text of a demonstration of any seed. "validation", as in the
     paper: the very examples that are then reported.
+
+    Raises:
+        UserError: the demonstrations leave no example.
     """
     if config.selection.split == "validation":
         return dataset.validation, rows
     exclude = data.sharing(dataset.train, dataset.train, np.concatenate(drawn))
-    return dataset.train, data.draw(
-        dataset.train,
-        config.selection.num_examples,
-        config.selection.seed,
-        config.data.balanced,
-        exclude=exclude,
-    )
+    try:
+        return dataset.train, data.draw(
+            dataset.train,
+            config.selection.num_examples,
+            config.selection.seed,
+            config.data.balanced,
+            exclude=exclude,
+        )
+    except UserError as error:
+        raise UserError(
+            f"no example is left for selecting learning rates: {len(exclude)} of the "
+            f"{len(dataset.train.labels)} of split {dataset.train.name!r} have the text of a "
+            f"demonstration; lower --config.num_demonstrations, give more data, or select on "
+            f"what is evaluated: --config.selection.split=validation"
+        ) from error
 
 
 def selected_on(
@@ -350,21 +361,33 @@ def other_words(task: tasks.Task, name: str) -> tuple[str, ...]:
     """The answers of the task called `name`, or of one that has enough, and none in common.
 
     Raises:
-        UserError: for an unknown name, or a task of multiple choice.
+        UserError: for an unknown name, a task of multiple choice, or one whose answers are among
+            the task's own.
     """
     if name:
-        if words := tasks.get_task(name).answers:
-            return words
-        raise UserError(
-            f"config.controls.answers_of={name!r} is multiple choice and has no answers of its "
-            "own; give a classification task, say agnews"
-        )
-    own = {answer.casefold() for answer in task.answers}
+        words = tasks.get_task(name).answers
+        if not words:
+            raise UserError(
+                f"config.controls.answers_of={name!r} is multiple choice and has no answers of its "
+                "own; give a classification task, say agnews"
+            )
+        if shared := _shared(words, task.answers):
+            raise UserError(
+                f"config.controls.answers_of={name!r} has answers of task {task.name} itself "
+                f"({', '.join(shared)}), which change nothing; give a task with other answers, or "
+                "leave it empty and one is chosen"
+            )
+        return words
     for other in ("agnews", "trec"):
         words = tasks.TASKS[other].answers
-        if len(words) >= len(own) and not own & {word.casefold() for word in words}:
+        if len(words) >= len(task.answers) and not _shared(words, task.answers):
             break
     return words
+
+
+def _shared(words: Sequence[str], answers: Sequence[str]) -> list[str]:
+    own = set(map(tasks.folded, answers))
+    return [word for word in words if tasks.folded(word) in own]
 
 
 def control_names(config: ConfigDict) -> tuple[str, ...]:

@@ -109,9 +109,11 @@ def notes(encoder: Encoder, seeds: Sequence[Sequence[Piece]], asked: Sequence[Pi
 
 def _at_start(encoder: Encoder, every: Sequence[Piece]) -> Iterable[_Case]:
     heads = [_head(piece.prompt) for piece in every]
-    pairs = zip(every, encoder.encode(heads), encoder.encode(heads, first=True), strict=True)
-    for piece, used, written in pairs:
-        yield _Case(_START, piece.where, used, written)
+    # A BOS that is a special token is in no text; one that is a text may grow into the first word.
+    bos = encoder.bos if encoder.start else ()
+    wholes = _encode(encoder, [encoder.start + head for head in heads])
+    for piece, used, written in zip(every, encoder.encode(heads), wholes, strict=True):
+        yield _Case(_START, piece.where, [*bos, *used], written)
 
 
 def _at_separator(

@@ -147,7 +147,8 @@ class Encoder:
         """The queries of some rows; with `start`, the first of them is the start of a prompt.
 
         Raises:
-            UserError: for an example with a prompt or candidate without tokens.
+            UserError: for an example with a prompt or candidate without tokens, or with two
+                candidates of the same tokens.
         """
         texts = [self.task.prompt(split.fields[row]) for row in rows]
         prompts = self.encode(texts)
@@ -165,6 +166,13 @@ class Encoder:
                 raise UserError(
                     f"example {split.indices[row]} of {split.name!r} (from 0): the prompt {text!r} "
                     f"or one of its candidates {candidates} has no tokens; leave the example out"
+                )
+            if len(set(query.candidates)) < len(candidates):
+                texts = [f"{read} {scored}".strip() for read, scored in candidates]
+                raise UserError(
+                    f"example {split.indices[row]} of {split.name!r} (from 0): two of its "
+                    f"candidates {texts} become the same tokens with this tokenizer, so the model "
+                    f"cannot choose; leave the example out, or use another model"
                 )
             out.append(query)
         return out

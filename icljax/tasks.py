@@ -10,8 +10,10 @@ A task either has fixed answers or is multiple choice: each example brings choic
 import dataclasses
 import difflib
 import functools
+import operator
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,7 +40,8 @@ class Layout:
       label: the source's label field.
       train: the name of the train split.
       validation: of the validation split; empty: "validation", or "test" where there is none.
-      label_order: source label -> position in the task's answers; empty: the same.
+      label_order: source label -> position in the task's answers; empty: the same; None: not the
+        same, and not known.
       label_is: how labels are read: "index", "text" or "letter" (icljax/data.py); "auto": in the
         only way in which all can be.
       first: the first label where labels are numbers, 0 or 1; None: not known.
@@ -51,7 +54,7 @@ class Layout:
     label: str = "label"
     train: str = "train"
     validation: str = ""
-    label_order: tuple[int, ...] = ()
+    label_order: tuple[int, ...] | None = ()
     label_is: str = "auto"
     first: int | None = None
     note: str = ""
@@ -122,6 +125,11 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def folded(text: str) -> str:
+    """Returns a text as it is compared: case, runs of blanks and Unicode's forms are no matter."""
+    return unicodedata.normalize("NFC", one_line(text).casefold())
+
+
 # What lm-evaluation-harness makes of a row before it fills a template.
 
 
@@ -154,16 +162,31 @@ def _hellaswag_choices(row: Row) -> list[str]:
 
 def _wic_word(row: Row) -> str:
     """The word in the form that it has in the first sentence."""
-    return row["sentence1"][row["start1"] : row["end1"]]
+    sentence, start, end = row["sentence1"], row["start1"], row["end1"]
+    if not 0 <= start < end <= len(sentence) or not sentence[start:end].strip():
+        raise UserError(
+            f"'start1' {str(start)[:40]} to 'end1' {str(end)[:40]} is no word of 'sentence1', "
+            f"which has {len(sentence)} characters; correct them"
+        )
+    return sentence[start:end]
 
 
 def _wsc_passage(row: Row) -> str:
     """The text with stars around the pronoun, whose place is counted in words."""
     own = "target_" if "target_span2_text" in row else ""  # SuperGLUE's own files
     words, pronoun = row["text"].split(), row[f"{own}span2_text"]
-    place = row[f"{own}span2_index"]
-    words[place] = words[place].replace(pronoun, f"*{pronoun}*", 1)
-    return " ".join(words)
+    place = operator.index(row[f"{own}span2_index"])
+    # The published rows have "him" for "him.", "He" for "he", "they" for "theyscold".
+    bare = re.sub(r"^\W+|\W+$", "", one_line(pronoun))
+    before, rest = words[: max(0, place)], " ".join(words[max(0, place) :])
+    found = re.search(rf"(?<!\w){re.escape(bare)}", rest, re.IGNORECASE)
+    if place < 0 or not bare or not found or found.start() >= len(words[place]):
+        raise UserError(
+            f"'{own}span2_index' is {str(place)[:40]}, expected the place, from 0, of the word "
+            f"with {pronoun[:60]!r} ('{own}span2_text') among the {len(words)} words of 'text'"
+        )
+    start, end = found.span()
+    return " ".join([*before, f"{rest[:start]}*{found[0]}*{rest[end:]}"])
 
 
 def _winogrande_before(row: Row) -> str:
@@ -226,7 +249,19 @@ _WINOGRANDE = {"before": _winogrande_before, "after": _winogrande_after}
 _ARC_ROWS = Layout(choices="choices_text", label="answerKey")
 _ARC_OWN = Layout({"question": "{question_stem}"}, "question_choices", "answerKey")
 _ARC_JSONL = Layout(first=0, other=Layout(label="answerKey", other=_ARC_OWN))
-_TREC_NEW = "labels 0 to 5 are read as ABBR, ENTY, DESC, HUM, LOC, NUM (data.label_order)"
+# Hugging Face's present form, and the older one, whose order TFDS keeps.
+_TREC_NEW = Layout(
+    label_order=(2, 1, 0, 3, 5, 4),
+    first=0,
+    note="labels 0 to 5 are read as ABBR, ENTY, DESC, HUM, LOC, NUM (data.label_order)",
+)
+_TREC_OLD = Layout(
+    label="label-coarse",
+    label_order=(0, 1, 2, 3, 4, 5),
+    first=0,
+    note="labels 0 to 5 are read as DESC, ENTY, ABBR, HUM, NUM, LOC (data.label_order)",
+)
+_TREC_HUB = dataclasses.replace(_TREC_NEW, label="coarse_label", other=_TREC_OLD)
 
 # tests/test_tasks.py checks sources, fields and label orders against tfds' own specifications.
 # From JSONL folders: SST-5, Subj and DBpedia, which TFDS does not have; StoryCloze, which it cannot
@@ -279,18 +314,7 @@ TASKS: dict[str, Task] = {
             _TREC,
             {
                 "tfds:trec": Layout(label="label-coarse", validation="test"),
-                # Hugging Face's present order, not the older one, which TFDS keeps.
-                "jsonl": Layout(
-                    label_order=(2, 1, 0, 3, 5, 4),
-                    first=0,
-                    note=_TREC_NEW,
-                    other=Layout(
-                        label="coarse_label",
-                        label_order=(2, 1, 0, 3, 5, 4),
-                        first=0,
-                        note=_TREC_NEW,
-                    ),
-                ),
+                "jsonl": dataclasses.replace(_TREC_NEW, other=_TREC_HUB),
             },
             names=_TREC_NAMES,
         ),
@@ -445,8 +469,19 @@ def get_task(name: str, template: str = "", answers: Sequence[str] = (), choices
     if choices or not (answers or known.answers):
         return dataclasses.replace(known, template=template, answers=())
     cleaned = _checked_answers(answers or known.answers)
-    names = _names_of(known, cleaned)
-    return dataclasses.replace(known, template=template, answers=cleaned, ending="", names=names)
+    names, sources = _names_of(known, cleaned), known.sources
+    if not names and cleaned != known.answers:
+        sources = {source: _without_order(layout) for source, layout in sources.items()}
+    return dataclasses.replace(
+        known, template=template, answers=cleaned, ending="", names=names, sources=sources
+    )
+
+
+def _without_order(layout: Layout) -> Layout:
+    """The layout for answers that stand in another order than those its own order is of."""
+    other = _without_order(layout.other) if layout.other else None
+    order = None if layout.label_order else layout.label_order
+    return dataclasses.replace(layout, label_order=order, note="", other=other)
 
 
 def _names_of(known: Task, answers: Sequence[str]) -> Mapping[str, int]:
@@ -454,9 +489,9 @@ def _names_of(known: Task, answers: Sequence[str]) -> Mapping[str, int]:
 
     The task's own answers, which labels may be too, then are names like the others.
     """
-    own = {one_line(answer).casefold(): i for i, answer in enumerate(known.answers)}
+    own = {folded(answer): i for i, answer in enumerate(known.answers)}
     names = own | dict(known.names)
-    other = any(names.get(answer.casefold(), i) != i for i, answer in enumerate(answers))
+    other = any(names.get(folded(answer), i) != i for i, answer in enumerate(answers))
     if other or len(answers) != len(known.answers):
         return {}
     return known.names if tuple(answers) == known.answers else names
@@ -491,7 +526,7 @@ def _checked_answers(answers: Sequence[str]) -> tuple[str, ...]:
     if isinstance(answers, str):  # iterates over its letters otherwise
         raise UserError(f"answers {answers!r}: expected a tuple of texts; {_OWN_TASK}")
     cleaned = tuple(one_line(str(answer)) for answer in answers)
-    different = len({answer.casefold() for answer in cleaned})
+    different = len(set(map(folded, cleaned)))
     if not all(cleaned) or different < max(2, len(cleaned)):
         raise UserError(
             f"answers {cleaned}: expected at least two, none empty, no two alike; {_OWN_TASK}"

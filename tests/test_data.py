@@ -2,8 +2,10 @@ import csv
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -340,7 +342,7 @@ def test_labels_that_mean_two_things_are_asked_about(tmp_path, values, task, say
         (quiz(0, 1, 2, 3), quiz("A", "B"), QUIZ, "test.jsonl:1: label 'A', expected 0 to 3 or one"),
         (["negative"], [1], MR, "train.jsonl:1 has 'negative', read by text: give the labels of"),
         (quiz(True), quiz(True), QUIZ, "train.jsonl:1: label True, expected 0 to 3"),
-        (quiz("a", options="aab"), quiz(0), QUIZ, "train.jsonl:1 has 'a', read by letter"),
+        (quiz("a", options="aAb"), quiz(0), QUIZ, "train.jsonl:1 has 'a', read by letter"),
         (quiz("E"), quiz("A"), QUIZ, "label 'E', expected 0 to 3 or one of A, C, D, K or A to D"),
         ([0, 1], ["", ""], MR, "split 'test' of jsonl:"),
         ([0, 1], [None], MR, "has no labels (label is None), as test splits are published"),
@@ -409,10 +411,28 @@ def test_values_are_quoted_cut_and_on_one_line(tmp_path):
     assert len(fails(write_jsonl(tmp_path, train=[copa], test=[copa]), TASKS["copa"])) < 600
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_named_pipe_is_read_once_and_to_its_end(tmp_path):
+    source = write_jsonl(tmp_path)
+    pipe = tmp_path / "train.jsonl"
+    os.mkfifo(pipe)
+    text = "".join(json.dumps(row) + "\n" for row in TRAIN)
+    writer = threading.Thread(target=pipe.write_text, args=(text,), daemon=True)
+    writer.start()
+    parts = {"train_split": "train[:4]", "validation_split": "train[4:]"}
+    loaded = data.load(data_config(source, **parts), MR)
+    writer.join(10)
+    assert loaded.train.fields + loaded.validation.fields == [{"text": r["text"]} for r in TRAIN]
+
+
+def test_a_device_and_a_socket_are_not_read(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path, validation=VALIDATION)
-    os.mkfifo(tmp_path / "train.jsonl")
-    assert "train.jsonl: not a regular file" in fails(source)
+    (tmp_path / "train.jsonl").symlink_to("/dev/zero")  # it never ends
+    assert "train.jsonl: a device, expected a file or a named pipe" in fails(source)
+    (tmp_path / "train.jsonl").unlink()
+    monkeypatch.chdir(tmp_path)  # a socket's address is short
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("train.jsonl")
+        assert "cannot read" in fails(source)
 
 
 @pytest.mark.parametrize("name", ["~nobody-is-called-so/x", "\0", "x" * 5000])
@@ -482,6 +502,52 @@ def test_trec_folders_have_hugging_faces_order(tmp_path):
     older = data.load(data_config(source, label_order=tuple(range(6))), TASKS["trec"])
     np.testing.assert_array_equal(older.train.labels, np.arange(6))
     assert "ABBR" not in older.notes[0]
+
+
+def test_trec_label_fields_are_known_by_name(tmp_path):
+    """Each published field has an order of its own; another one's is asked for."""
+    task = TASKS["trec"]
+
+    def labels(field, task=task, values=range(6), **settings):
+        values = [{field: value} for value in values]
+        return labels_of(tmp_path, values, task, **settings)
+
+    new, old = [2, 1, 0, 3, 5, 4], list(range(6))
+    for field, order in (("label", new), ("coarse_label", new), ("label-coarse", old)):
+        for settings in ({}, {"label": field}):
+            found, notes = labels(field, **settings)
+            assert found == order, (field, settings)
+            assert ("ABBR, ENTY, DESC" in notes[0]) == (order == new)
+    for settings in ({}, {"label_is": "index"}):
+        with pytest.raises(UserError, match=r"label 0 of field 'kind' is .*data\.label_order, for"):
+            labels("kind", label="kind", **settings)
+    assert labels("kind", label="kind", label_order=tuple(old))[0] == old
+    assert labels("kind", label="kind", values=["ABBR", "loc"])[0] == [2, 5]
+    for answers in (("ABBR", "Entity", "DESC", "HUM", "LOC", "NUM"), ("a", "b", "c")):
+        other = get_task("trec", answers=answers)
+        for field in ("label", "label-coarse"):
+            with pytest.raises(UserError, match=r"data\.label_order, for each"):
+                labels(field, other, values=range(len(answers)))
+        assert labels("label", other, values=[2, 0], label_order=(0, 1, 2))[0] == [2, 0]
+
+
+def test_examples_with_two_choices_of_one_text_are_left_out(tmp_path):
+    def rows(split, *choices):
+        return [{"text": f"{split}{i}", "choices": c, "label": "B"} for i, c in enumerate(choices)]
+
+    good, case = ["x", "y", "z"], ["x", "X"]
+    alike, nfd = ["x", "y  y", " y y\n"], ["caf\u00e9", "cafe\u0301"]
+    train, test = rows("t", good, alike, case), rows("v", alike, nfd, good)
+    loaded = data.load(data_config(write_jsonl(tmp_path, train=train, test=test)), QUIZ)
+    np.testing.assert_array_equal(loaded.train.indices, [0, 2])
+    np.testing.assert_array_equal(loaded.validation.indices, [2])
+    assert (loaded.train.choices, loaded.validation.choices) == ([good, case], [good])
+    assert loaded.notes == (
+        "1 examples of split 'train' left out: two of their choices have one text",
+        "2 examples of split 'test' left out: two of their choices have one text",
+    )
+    source = write_jsonl(tmp_path, train=rows("t", alike), test=test)
+    assert "split 'train' has no example left: in all 1, two of" in fails(source, QUIZ)
 
 
 def any_json():

@@ -280,6 +280,15 @@ def test_kinds_of_attention_of_a_model_trained_here_come_first():
             {"rope_scaling": {"type": "default", "mrope_section": [1]}},
             "'mrope_section' of",
         ),
+        ("llama", {"rope_scaling": {"factor": 4.0}}, "have factor=4 and no rope_type; add it"),
+        ("llama", {"rope_parameters": {"type": None, "factor": 4}}, "factor=4 and no rope_type"),
+        ("llama", {"rope_parameters": {"high_freq_factor": 4.0}}, "and no rope_type"),
+        ("llama", {"rope_scaling": {"rope_type": "linear"}}, "has no 'factor', which llama needs"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "attention_factor": 0.5}},
+            "'attention_factor' of the rotary positions is not supported",
+        ),
         ("llama", {"rope_parameters": {"full_attention": {}}}, "'full_attention' of the rotary"),
         (
             "gptj",

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from icljax import checkpoints, data, job
+from icljax import checkpoints, data, job, tasks
 from icljax import config as config_lib
 from icljax.errors import UserError
 from icljax.model import Rope
@@ -222,6 +222,29 @@ def test_selection_has_no_text_of_a_demonstration():
         "examples of the train part whose texts are in no seed's demonstrations and not evaluated; "
         f"{more} more with such a text were left out"
     )
+
+
+def test_no_example_left_for_selection_says_what_to_do():
+    with pytest.raises(UserError) as caught:
+        drawn_from([f"text {i}" for i in range(4)], ["v"])
+    assert str(caught.value).startswith(
+        "no example is left for selecting learning rates: 4 of the 4 of split 'train' have"
+    )
+    for way in ("num_demonstrations", "more data", "selection.split=validation"):
+        assert way in str(caught.value)
+
+
+def test_other_answers_are_not_the_tasks_own():
+    """Their control would change nothing, or little."""
+    mr = tasks.TASKS["mr"]
+    for name in ("mr", "sst2", "imdb"):
+        with pytest.raises(UserError, match=rf"answers_of='{name}' has answers .*Negative, Pos"):
+            job.other_words(mr, name)
+    swapped = tasks.get_task("mine", "{text}", ("no", "maybe", "Cafe\u0301"))
+    with pytest.raises(UserError, match="task mine itself"):
+        job.other_words(swapped, "wic")
+    assert job.other_words(mr, "cb") == tasks.TASKS["cb"].answers
+    assert job.other_words(tasks.TASKS["piqa"], "mr") == mr.answers
 
 
 def test_selection_without_repeated_texts_is_as_it_was():

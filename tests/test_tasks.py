@@ -260,6 +260,8 @@ PUBLISHED = [
      "Technology Sports"),
     ("trec", [{"text": f"{i}", "coarse_label": i, "fine_label": 9} for i in (0, 2)],
      "Expression Description"),
+    ("trec", [{"text": f"{i}", "label-coarse": i, "label-fine": 9} for i in (0, 4)],
+     "Description Number"),
     (
         "race",
         [
@@ -274,20 +276,62 @@ PUBLISHED = [
 ]  # fmt: skip
 
 
+def load_parts(folder, name):
+    """The first row of a folder's val.jsonl for demonstrations, the others for evaluation."""
+    settings = config_lib.default().data
+    settings.source = f"jsonl:{folder}"
+    settings.train_split, settings.validation_split = "val[:1]", "val[1:]"
+    return data.load(settings, TASKS[name])
+
+
 @pytest.mark.parametrize(("name", "rows", "right"), PUBLISHED)
 def test_rows_as_they_are_published(tmp_path, name, rows, right):
     task = TASKS[name]
     (tmp_path / "val.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    settings = config_lib.default().data
-    settings.source = f"jsonl:{tmp_path}"
-    settings.train_split, settings.validation_split = "val[:1]", "val[1:]"
-    loaded = data.load(settings, task)
+    loaded = load_parts(tmp_path, name)
     chosen = [
         task.candidates(fields, split.choices[i] if split.choices else [])[split.labels[i]]
         for split in (loaded.train, loaded.validation)
         for i, fields in enumerate(split.fields)
     ]
     assert " ".join(" ".join(filter(None, candidate)) for candidate in chosen) == right
+
+
+@pytest.mark.parametrize(
+    ("word", "pronoun", "starred"),
+    [
+        ("him.", "him", "*him*."),
+        ("he", "He", "*he*"),
+        ("(his", "his", "(*his*"),
+        ("it", "it.", "*it*"),
+        ("theyscold", "they", "*they*scold"),
+        ("the man", "The  man,", "*the man*"),
+        ("that's", "that", "*that*'s"),
+    ],
+)
+def test_the_pronoun_is_in_the_word(word, pronoun, starred):
+    row = {"text": f"a  he {word} he", "span2_text": pronoun, "span2_index": 2}
+    assert TASKS["wsc"].sources["jsonl"].fields["passage"](row) == f"a he {starred} he"
+
+
+@pytest.mark.parametrize("form", ["flat", "target"])
+@pytest.mark.parametrize("index", [-1, 0, 2, 4, 10**30])
+def test_a_pronoun_that_is_not_there_is_told(tmp_path, form, index):
+    """The passage had no stars, or stars elsewhere."""
+    span = {"span1_text": "a", "span2_text": "he", "span2_index": index}
+    row = {"text": "a b the he", "label": 0} | ({form: span} if form == "target" else span)
+    (tmp_path / "val.jsonl").write_text(json.dumps(row))
+    says = rf"val.jsonl:1: '.*span2_index' is {index}, expected .* among the 4 words"
+    with pytest.raises(UserError, match=says):
+        load_parts(tmp_path, "wsc")
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 0), (3, 2), (-2, 3), (1, 2), (0, 9), (9, 12)])
+def test_a_word_that_is_not_there_is_told(tmp_path, start, end):
+    row = {"sentence1": "a place", "sentence2": "b", "start1": start, "end1": end, "label": 0}
+    (tmp_path / "val.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match=rf"val.jsonl:1: 'start1' {start} to 'end1' {end} is no w"):
+        load_parts(tmp_path, "wic")
 
 
 def test_only_what_follows_the_blank_is_scored():
@@ -302,14 +346,17 @@ def made_up(feature, name=""):
 
     if name == "question" and isinstance(feature, tfds.features.Text):
         return b"cause"  # in COPA one of two words
+    if name in ("span2_text", "end1"):  # of WSC and WiC: they point into the text
+        return b"_" if name == "span2_text" else np.int64(3)
     if isinstance(feature, tfds.features.FeaturesDict):
         return {key: made_up(value, key) for key, value in feature.items()}
     if isinstance(feature, tfds.features.Sequence):
         inner = made_up(feature.feature)
         if isinstance(inner, dict):
-            return {key: [value, value] for key, value in inner.items()}
-        return [inner, inner]
-    return b"a _ b" if isinstance(feature, tfds.features.Text) else np.int64(1)
+            return {key: [value, value * 2] for key, value in inner.items()}
+        return [inner, inner * 2]
+    text = isinstance(feature, tfds.features.Text)
+    return f"a _ {name}".encode() if text else np.int64(1)
 
 
 LABELS = {
@@ -372,7 +419,10 @@ def test_unknown_task_names_the_nearest_and_the_way_out():
         get_task("zzz", template="{text}")
 
 
-@pytest.mark.parametrize("answers", [("a",), ("a", "A "), ("a", ""), ("a", "b", "a"), "ab"])
+@pytest.mark.parametrize(
+    "answers",
+    [("a",), ("a", "A "), ("a", ""), ("a", "b", "a"), "ab", ("caf\u00e9", "Cafe\u0301")],
+)
 def test_answers_must_be_at_least_two_different_texts(answers):
     with pytest.raises(UserError, match="answers"):
         get_task("sst2", answers=answers)

@@ -245,6 +245,35 @@ def test_a_full_stop_before_a_line_end():
         assert told(encoder, split, rows, rows) == expected
 
 
+@pytest.mark.parametrize("separator", ["\n", "<eos>"])
+@pytest.mark.parametrize(
+    ("bos", "text"), [("Start: ", "the film"), ("th", "e film"), ("\n", "the film"), ("<bos>", "a")]
+)
+def test_a_text_as_bos_that_grows_into_the_first_word_is_told(style, bos, text, separator):
+    """Without a note exactly where BOS and text have the tokens of both as one text."""
+    name, tokenizer = style
+    task = Task("bare", "{text}", ("good", "bad"))
+    encoder = prompts.make_encoder(tokenizer, task, bos, separator, IDS)
+    split, rows = split_of([text, text]), np.arange(2)
+    used = [*encoder.bos, *encoder.queries(split, rows[:1])[0].prompt]
+    whole = tokenizer.encode(encoder.start + text, add_special_tokens=False).ids
+    same = used == [*(() if encoder.start else encoder.bos), *whole]
+    assert ("BOS|text" in told(encoder, split, rows, rows)) == (not same), name
+    if name == "gpt-2":
+        assert same == (bos in ("\n", "<bos>"))
+
+
+def test_choices_of_the_same_tokens_are_refused():
+    """The model could not tell them apart; rounding would."""
+    tokenizer = STYLES["gpt-2"]()
+    tokenizer.normalizer = normalizers.Lowercase()
+    encoder = prompts.make_encoder(tokenizer, CHOICE, "<bos>", "\n", IDS)
+    split = split_of(["is it", "was it"], [["good", "bad"], ["dull", "Dull"]])
+    encoder.queries(split, np.arange(1))
+    with pytest.raises(UserError, match=r"example 1 of 'made-up' .*'Dull'\] become the same tok"):
+        encoder.queries(split, np.arange(2))
+
+
 def test_the_job_tells_what_differs(tmp_path, capsys):
     config = tiny_llama_config(vocab_size=1000, bos_token_id=1, eos_token_id=2)
     folder = write_folder(tmp_path / "model", config, {})
