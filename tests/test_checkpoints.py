@@ -514,7 +514,7 @@ def test_unknown_name(name, tmp_path, monkeypatch):
     assert "neither a known name (smollm2-135m) nor" in fails(name)
 
 
-@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a\nb"])
+@pytest.mark.parametrize("name", ["a\0b", "a\nb"])
 def test_a_name_that_no_file_can_have(name):
     with pytest.raises(UserError, match="is neither a known name") as caught:
         checkpoints.locate(name)
