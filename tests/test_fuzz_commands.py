@@ -93,7 +93,7 @@ def one_line_or_fine(answer, fine=(0,)):
 def test_every_field(ask, name, tiny_folder, reviews):
     change = st.tuples(st.sampled_from(fields(name)), st.sampled_from(ODD))
 
-    @bounded(20 if name == "compare" else 12)
+    @bounded(12 if name == "compare" else 6)
     @hypothesis.given(st.lists(change, min_size=1, max_size=2))
     def run(changes):
         given = {"model": str(tiny_folder), "data.source": f"jsonl:{reviews}", "seeds": "1,2"}
@@ -110,7 +110,7 @@ def test_every_field(ask, name, tiny_folder, reviews):
 
 
 @pytest.mark.fuzz
-@bounded(8)
+@bounded(6)
 @hypothesis.given(
     flag=st.sampled_from(FLAGS),
     value=st.sampled_from(ODD),
