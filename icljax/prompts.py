@@ -143,8 +143,12 @@ class Encoder:
         start = [*_ids(self.tokenizer, _WORD), *self.separator]
         return after(self.tokenizer, _WORD + self.separator_text, texts, start)
 
-    def queries(self, split: Split, rows: np.ndarray, start: bool = False) -> list[Query]:
-        """The queries of some rows; with `start`, the first of them is the start of a prompt.
+    def queries(self, split: Split, rows: np.ndarray, start: bool = True) -> list[Query]:
+        """The queries of some rows, as they follow each other in a prompt.
+
+        Args:
+            start: whether the first is the start of the prompt, as a seed's first demonstration;
+                False: it follows a separator, as what is asked does.
 
         Raises:
             UserError: for an example with a prompt or candidate without tokens, or with two

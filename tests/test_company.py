@@ -47,7 +47,7 @@ def model(tiny_folder):
     encoder = prompts.make_encoder(make_tokenizer(), task, "<bos>", "\n", {"<bos>": 0, "<eos>": 1})
     labels = np.arange(len(TEXTS)) % 3
     split = Split("t", [{"text": t} for t in TEXTS], labels, np.arange(len(TEXTS)))
-    queries = encoder.queries(split, np.arange(len(TEXTS)))
+    queries = encoder.queries(split, np.arange(len(TEXTS)), start=False)
     # Every fourth has candidates of its own, of which the first token is only read.
     queries = [
         Query(q.prompt, ((5, 6), (7, 8, 9)), (1, 1)) if i % 4 == 2 else q

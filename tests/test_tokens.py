@@ -141,8 +141,8 @@ def split_of(texts, choices=()):
 
 def joined(encoder, split, rows):
     """(tokens, whole text) of a prompt whose last row is the query, each with its right answer."""
-    shown = encoder.queries(split, rows[:-1], start=True)
-    (query,) = encoder.queries(split, rows[-1:])
+    shown = encoder.queries(split, rows[:-1])
+    (query,) = encoder.queries(split, rows[-1:], start=False)
     pieces = joins.pieces(encoder.task, split, rows)
     tokens = []
     for one, row in zip(shown, rows[:-1], strict=True):
@@ -255,7 +255,7 @@ def test_a_text_as_bos_that_grows_into_the_first_word_is_told(style, bos, text, 
     task = Task("bare", "{text}", ("good", "bad"))
     encoder = prompts.make_encoder(tokenizer, task, bos, separator, IDS)
     split, rows = split_of([text, text]), np.arange(2)
-    used = [*encoder.bos, *encoder.queries(split, rows[:1])[0].prompt]
+    used = [*encoder.bos, *encoder.queries(split, rows[:1], start=False)[0].prompt]
     whole = tokenizer.encode(encoder.start + text, add_special_tokens=False).ids
     same = used == [*(() if encoder.start else encoder.bos), *whole]
     assert ("BOS|text" in told(encoder, split, rows, rows)) == (not same), name
