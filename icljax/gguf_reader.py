@@ -471,7 +471,13 @@ def _dequantize(gguf: _Gguf, name: str) -> np.ndarray:
     # Read and not mapped: mapped pages would stay, and count as this process's memory.
     raw = np.fromfile(gguf.path, np.uint8, tensor.end - tensor.offset, offset=tensor.offset)
     try:
-        return dequantize(raw.reshape(tensor.byte_shape), tensor.kind)
+        with np.errstate(invalid="ignore", over="ignore"):  # the loader refuses what is not finite
+            return dequantize(raw.reshape(tensor.byte_shape), tensor.kind)
+    except ValueError as error:
+        raise UserError(
+            f"{gguf.path}: tensor {name} of shape {tensor.shape} cannot be read as "
+            f"{tensor.kind.name} ({error}). Download it again."
+        ) from error
     except NotImplementedError as error:
         raise UserError(
             f"{gguf.path} stores {name} as {tensor.kind.name}, which the gguf package cannot "
