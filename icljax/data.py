@@ -74,6 +74,10 @@ class Split:
     indices: np.ndarray
     choices: list[list[str]] = dataclasses.field(default_factory=list)
 
+    def where(self, row: int) -> str:
+        """Returns what an example is called in errors."""
+        return f"example {self.indices[row]} of {self.name!r} (from 0)"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -682,6 +686,7 @@ def _name(value: Any) -> str:
     return folded(str(value if number is None else number))
 
 
+@functools.lru_cache(maxsize=4)  # of a job's splits: each is asked for several times
 def _keys(split: Split) -> list[tuple[str, ...]]:
     """What tells each example from the others: its texts, and its choices in whatever order."""
     choices = split.choices or [[]] * len(split.fields)
@@ -695,7 +700,7 @@ def sharing(split: Split, of: Split, rows: Iterable[int]) -> np.ndarray:
     """Returns the rows of `split`, int64, whose texts are those of a row among `rows` of `of`."""
     keys = _keys(of)
     texts = {keys[row] for row in rows}
-    found = [i for i, key in enumerate(keys if of is split else _keys(split)) if key in texts]
+    found = [i for i, key in enumerate(_keys(split)) if key in texts]
     return np.array(found, np.int64)
 
 

@@ -126,10 +126,10 @@ def prepare(
         used=used,
         selection=pack(selection),
         selection_labels=select_from.labels[selection_rows],
-        selection_names=_names(select_from, selection_rows),
+        selection_names=list(map(select_from.where, selection_rows)),
         evaluation=pack(queries),
         labels=dataset.validation.labels[rows],
-        names=_names(dataset.validation, rows),
+        names=list(map(dataset.validation.where, rows)),
         rows=dataset.validation.indices[rows],
         notes=tuple(notes),
         selected_on=selected_on(config, dataset, drawn, rows, selection_rows),
@@ -177,23 +177,13 @@ def readable_queries(
     """The queries of some rows, each of which the model can read; `start` as in the encoder.
 
     Raises:
-        UserError: for a prompt without tokens (it has no answer position), or with tokens that the
-            model does not have.
+        UserError: for one without tokens, or with tokens that the model does not have.
     """
     queries = encoder.queries(split, rows, start)
     for query, row in zip(queries, rows, strict=True):
-        if not query.prompt:
-            raise UserError(
-                f"{_names(split, [row])[0]}: the prompt {encoder.task.prompt(split.fields[row])!r} "
-                "has no tokens; leave the example out, or give a --config.template with words"
-            )
         ids = itertools.chain(query.prompt, *query.candidates)
-        check_ids(_names(split, [row])[0], ids, encoder, vocab_size)
+        check_ids(split.where(row), ids, encoder, vocab_size)
     return queries
-
-
-def _names(split: data.Split, rows: Sequence[int] | np.ndarray) -> list[str]:
-    return [f"example {split.indices[row]} (from 0) of split {split.name!r}" for row in rows]
 
 
 def context_limit(config: ConfigDict, decoder: DecoderConfig) -> int:

@@ -67,7 +67,7 @@ def pieces(task: Task, split: Split, rows: np.ndarray) -> list[Piece]:
         candidates = task.candidates(split.fields[row], split.choices[row] if split.choices else ())
         out.append(
             Piece(
-                f"example {split.indices[row]} of {split.name!r}",
+                split.where(row),
                 task.prompt(split.fields[row]),
                 [f"{read} {scored}".strip() for read, scored in candidates],
                 int(split.labels[row]),

@@ -158,25 +158,29 @@ class Encoder:
         prompts = self.encode(texts)
         if start:
             prompts[:1] = self.encode(texts[:1], first=True)
-        if self.answers:
-            return [Query(prompt, self.answers) for prompt in prompts]
         out = []
         for text, prompt, row in zip(texts, prompts, rows, strict=True):
+            if not prompt:  # it has no answer position
+                raise UserError(
+                    f"{split.where(row)}: the prompt {text!r} has no tokens; leave the example "
+                    "out, or give a --config.template with words"
+                )
+            if self.answers:
+                out.append(Query(prompt, self.answers))
+                continue
             candidates = self.task.candidates(split.fields[row], split.choices[row])
             query = _multiple_choice(self.tokenizer, text, prompt, candidates)
-            if not prompt or any(
-                len(c) <= n for c, n in zip(query.candidates, query.read_only, strict=True)
-            ):
+            if any(len(c) <= n for c, n in zip(query.candidates, query.read_only, strict=True)):
                 raise UserError(
-                    f"example {split.indices[row]} of {split.name!r} (from 0): the prompt {text!r} "
-                    f"or one of its candidates {candidates} has no tokens; leave the example out"
+                    f"{split.where(row)}: one of the candidates {candidates} has no tokens; leave "
+                    "the example out"
                 )
             if len(set(query.candidates)) < len(candidates):
                 texts = [f"{read} {scored}".strip() for read, scored in candidates]
                 raise UserError(
-                    f"example {split.indices[row]} of {split.name!r} (from 0): two of its "
-                    f"candidates {texts} become the same tokens with this tokenizer, so the model "
-                    f"cannot choose; leave the example out, or use another model"
+                    f"{split.where(row)}: two of its candidates {texts} become the same tokens "
+                    "with this tokenizer, so the model cannot choose; leave the example out, or "
+                    "use another model"
                 )
             out.append(query)
         return out
