@@ -239,7 +239,7 @@ CONTROLS = {
 METHODS = ("gd", "lcgd", "lcgd_attention")  # of `settings.finetune`
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
-    "weights": ("trained", "untrained", "untrained_keep_embeddings"),
+    "weights": ("trained", *(name for name, kind in CONTROLS.items() if kind == "model")),
     "record_position": ("answer", "first_label"),
     "data.label_is": ("auto", "index", "text", "letter"),
     "prompt.score": ("mean", "sum"),

@@ -13,6 +13,7 @@ from icljax.terminal import end_on_interrupt
 if __name__ == "__main__":  # the imports below take a second
     end_on_interrupt()
 
+import contextlib
 import logging
 import os
 import traceback
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError(f"--config and --workdir are both needed; usage: {_USAGE}")
     # These take a second to import, which a mistake in the flags should not cost.
-    from icljax import assets, config, runtime
+    from icljax import assets, config, runtime, workdir
 
     absl_logging.set_verbosity(absl_logging.WARNING)  # not every step of writing a checkpoint
     if _DISTRIBUTED.value or _COORDINATOR.value:
@@ -63,17 +64,12 @@ def main(argv: Sequence[str]) -> None:
         )
     runtime.set_up()
     path = assets.user_path(_WORKDIR.value, "--workdir")
-    finished = (path / "results.json").exists()
+    file = path / workdir.RESULTS
+    # What this run has just made is of this version: an error in showing it is a mistake of ours.
+    reading = workdir.reading_results(file) if file.exists() else contextlib.nullcontext()
     results = experiment.run(_CONFIG.value, path, console)
-    try:
+    with reading:
         experiment.show(results, path, console)
-    except (AttributeError, LookupError, TypeError, ValueError) as e:
-        if not finished or isinstance(e, UserError):
-            raise
-        raise UserError(
-            f"{path / 'results.json'} has not the form of this version's results "
-            f"({type(e).__name__}: {e}); give another --workdir"
-        ) from e
 
 
 def _join(runtime: ModuleType) -> None:

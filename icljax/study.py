@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from icljax import paper, report
+from icljax import paper, report, workdir
 from icljax.config import CONTROLS as KINDS
 from icljax.errors import UserError
 from icljax.wording import BASELINES, CONTROLS, SIMILARITIES, Results
@@ -109,13 +109,8 @@ def _not_json(name: str) -> None:
 
 def _check_form(results: Results, file: Path) -> None:
     """Raises a UserError for results of which no report can be made."""
-    try:
+    with workdir.reading_results(file):
         report.markdown(results, ())
-    except (AttributeError, LookupError, TypeError, ValueError) as e:
-        raise UserError(
-            f"{file} has not the form of this version's results ({type(e).__name__}: {e}); leave "
-            "it out"
-        ) from e
 
 
 def _entry(results: Results, file: Path, plans: dict[Path, Any]) -> Entry:

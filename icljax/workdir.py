@@ -207,6 +207,20 @@ def check_writable(path: Path) -> None:
         path.with_name(f".{path.name}.try").unlink()
 
 
+@contextlib.contextmanager
+def reading_results(file: Path) -> Iterator[None]:
+    """Makes one UserError of what results in another form than this version's lead to."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as e:
+        raise UserError(
+            f"{file} has not the form of this version's results ({type(e).__name__}: {e}); give "
+            "another folder, or leave it out"
+        ) from e
+
+
 def save_examples(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes `examples.npz` atomically."""
     temporary = path / (EXAMPLES + ".partial")
