@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from icljax import forms
 from icljax.errors import UserError
 
 # How a text is cut before it is merged, as in tokenizer.json of the models that these are named
@@ -98,7 +99,8 @@ def from_json(path: Path) -> Tokenizer:
         if isinstance(e, KeyboardInterrupt | SystemExit | MemoryError):
             raise
         raise UserError(
-            f"{path}: not a tokenizer that `tokenizers` can read ({_said(e)}); fetch it again"
+            f"{path}: not a tokenizer that `tokenizers` can read ({forms.one_line(e)}); fetch it "
+            "again"
         ) from e
     return made
 
@@ -134,8 +136,8 @@ def from_folder(folder: Path, model_type: object) -> Tokenizer:
         made.add_tokens(list({token.content: token for token in added}.values()))
     except Exception as e:  # the tokenizers package raises plain Exception
         raise UserError(
-            f"{folder}: vocab.json and merges.txt do not make a tokenizer ({_said(e)}); fetch both "
-            "again"
+            f"{folder}: vocab.json and merges.txt do not make a tokenizer ({forms.one_line(e)}); "
+            "fetch both again"
         ) from e
     return made
 
@@ -234,35 +236,25 @@ def _flag(path: Path, key: str, value: object) -> bool:
 
 
 def _read_table(path: Path) -> dict[str, Any]:
-    """A file's JSON object; empty where there is no such file."""
-    if not path.is_file():
-        return {}
+    """A file's JSON object, of texts that a tokenizer takes; empty where there is no such file."""
+    table = forms.read_table(path) if path.is_file() else {}
     try:
-        table = _read_json(path)
-    except (OSError, ValueError, RecursionError) as e:
-        raise UserError(f"{path}: not valid JSON ({_said(e)}); fetch it again") from e
-    if not isinstance(table, dict):
-        raise UserError(f"{path}: not a JSON object but {type(table).__name__}; fetch it again")
+        json.dumps(table, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except ValueError as e:
+        raise UserError(f"{path}: not valid JSON ({forms.one_line(e)}); fetch it again") from e
     return table
-
-
-def _read_json(path: Path) -> Any:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text: ValueError
-    return value
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
     """{token: id} of a vocab.json or encoder.json."""
     try:
-        ids = _read_json(path)
+        ids = forms.read_json(path)
+        json.dumps(ids, ensure_ascii=False).encode()
         bad = next(((t, i) for t, i in ids.items() if type(i) is not int or i < 0), None)
-    except (OSError, AttributeError, ValueError, RecursionError) as e:
-        raise UserError(f"{path}: not a table of tokens to ids ({_said(e)}); fetch it again") from e
+    except (OSError, AttributeError, ValueError) as e:
+        raise UserError(
+            f"{path}: not a table of tokens to ids ({forms.one_line(e)}); fetch it again"
+        ) from e
     if bad or len(set(ids.values())) < len(ids):
         what = f"token {bad[0]!r} has id {bad[1]!r}" if bad else "two tokens have one id"
         raise UserError(f"{path}: {what}; expected a number from 0 on for each; fetch it again")

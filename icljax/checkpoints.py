@@ -263,17 +263,12 @@ def _sha256(files: list[Path]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = forms.read_json(path)
+        return forms.read_table(path)
     except FileNotFoundError as e:
         raise UserError(
             f"{path.parent} has no {path.name}; a model folder holds config.json, "
             "tokenizer.json and model.safetensors"
         ) from e
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: not valid JSON ({forms.one_line(e)}); fetch it again") from e
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object but {type(value).__name__}; fetch it again")
-    return value
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:

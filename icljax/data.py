@@ -21,7 +21,6 @@ All labels of both splits are read in one way. Those ways that can read all of t
 every one; else the user is asked which it is.
 """
 
-import collections
 import contextlib
 import csv
 import dataclasses
@@ -47,7 +46,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from icljax import assets
+from icljax import assets, forms
 from icljax.assets import Unavailable
 from icljax.errors import UserError
 from icljax.tasks import TASKS, Layout, Row, Task, folded, layout_of, one_line, template_fields
@@ -817,7 +816,7 @@ def _read_jsonl(path: Path) -> Rows:
 
 def _parse_line(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
-        row = _DECODER.decode(line)
+        row = forms.parse_json(line)
         if isinstance(row, dict) and dict in map(type, row.values()):
             row = _plain(row)
     except (ValueError, RecursionError) as error:
@@ -827,18 +826,6 @@ def _parse_line(line: str, path: Path, number: int) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(f"{path}:{number}: expected a JSON object, got {_shown(line.strip())}")
     return row
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a field that is there twice, it is not known which one is meant."""
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        ((twice, _),) = collections.Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the field {_shown(twice)} is there twice")
-    return out
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _open_tfds(name: str) -> Source:

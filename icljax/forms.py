@@ -80,6 +80,24 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def read_table(path: Path) -> dict[str, Any]:
+    """A file's JSON object.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: for a file that cannot be read, or holds something else.
+    """
+    try:
+        value = read_json(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: not valid JSON ({one_line(e)}); fetch it again") from e
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object but {type(value).__name__}; fetch it again")
+    return value
+
+
 def read_json(path: Path) -> Any:
     """A file's JSON, in which no key is given twice.
 
@@ -102,5 +120,5 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {shown(twice)} is there twice")
+        raise ValueError(f"the field {shown(twice)} is there twice")
     return table
