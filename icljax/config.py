@@ -1,12 +1,11 @@
 """Every field of the comparison, with its default. Files in configs/ change only what they must."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from icljax import tasks
+from icljax import forms, tasks
 from icljax.errors import UserError
 
 # What a config runs: a module with run, show and validate.
@@ -218,7 +217,7 @@ def check_types(config: ConfigDict, like: ConfigDict, prefix: str = "") -> None:
             if not fine:
                 raise UserError(f"config.{name} is {value!r}; expected {expected}")
             for text in (v for v in (value if kind is tuple else [value]) if isinstance(v, str)):
-                if re.search("[\ud800-\udfff]", text):  # bytes of another encoding, in a flag
+                if not forms.encodable(text):  # bytes of another encoding, in a flag
                     raise UserError(
                         f"config.{name} is {text!a}, which is not UTF-8; expected a text in "
                         "the encoding of your locale: give it as UTF-8"

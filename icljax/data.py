@@ -507,7 +507,7 @@ def _of(row: Row, name: str, kind: Any, setting: str = "fields") -> Any:
 
 def _whole(text: str, name: str) -> str:
     """Returns the text, which UTF-8 must be able to hold."""
-    if not text.isascii() and re.search("[\ud800-\udfff]", text):
+    if not forms.encodable(text):
         raise UserError(
             f"field {name!r} has half of a surrogate pair (\\ud800 to \\udfff): repair it"
         )

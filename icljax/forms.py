@@ -6,6 +6,7 @@ that names file, key, value and what was expected, before anything is made of it
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +74,11 @@ def shown(value: Any, most: int = 100) -> str:
     """A value of a file in a message: one line, and not all of a long one."""
     text = repr(value[:most] if isinstance(value, list | str | bytes) else value)
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def encodable(text: str) -> bool:
+    """Whether UTF-8 can hold a text: not half of a surrogate pair."""
+    return text.isascii() or not re.search("[\ud800-\udfff]", text)
 
 
 def one_line(error: BaseException) -> str:
