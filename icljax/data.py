@@ -33,7 +33,6 @@ import importlib.util
 import json
 import os
 import re
-import reprlib
 import sys
 import types
 import unicodedata
@@ -119,10 +118,7 @@ _TRUTH = {
     "true": ("true", "yes", "positive", "correct"),
     "false": ("false", "no", "negative", "incorrect"),
 }
-_QUOTED = reprlib.Repr()
-_QUOTED.maxstring = _QUOTED.maxother = _QUOTED.maxlong = 60
-_QUOTED.maxlevel = 2
-_shown = _QUOTED.repr  # a value of a user's, on one line and cut, however long or deep it is
+_shown = functools.partial(forms.shown, most=60)  # a value of a user's
 
 
 class Rows(NamedTuple):

@@ -72,7 +72,10 @@ def check(where: Path | str, values: Mapping[str, Any], forms: Mapping[str, Form
 
 def shown(value: Any, most: int = 100) -> str:
     """A value of a file in a message: one line, and not all of a long one."""
-    text = repr(value[:most] if isinstance(value, list | str | bytes) else value)
+    try:
+        text = repr(value[:most] if isinstance(value, list | str | bytes) else value)
+    except RecursionError:
+        text = f"<a deeply nested {type(value).__name__}>"
     return text if len(text) <= most else f"{text[:most]}..."
 
 
