@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from icljax import assets, bpe, data, workdir
+from icljax import assets, bpe, sources, workdir
 from icljax.errors import UserError
 
 END = "<|endoftext|>"  # before each document, and after the last; BOS and EOS of the model
@@ -169,7 +169,7 @@ def _documents(source: str, share: float) -> tuple[list[str], list[str]]:
             f"text source {source!r}: expected text:FILE_OR_FOLDER, package:..., tfds:... or "
             "jsonl:...: --config.text.source=..."
         )
-    opened = data.open_source(source)
+    opened = sources.open_source(source)
     rows = {s: [_text(r, source) for r in opened.read(s).rows] for s in opened.splits}
     train = rows["train"] if "train" in rows else next(iter(rows.values()))
     for held_out in ("validation", "test"):

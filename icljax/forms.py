@@ -7,7 +7,7 @@ that names file, key, value and what was expected, before anything is made of it
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +77,17 @@ def shown(value: Any, most: int = 100) -> str:
     except RecursionError:
         text = f"<a deeply nested {type(value).__name__}>"
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def brief(value: Any) -> str:
+    """As `shown`, of a data set, where many stand in one message."""
+    return shown(value, 60)
+
+
+def enumerated(names: Iterable[str]) -> str:
+    """Names or texts of a user's on one line, cut where they are long or many."""
+    each = [brief(str(name))[1:-1] for name in names]
+    return ", ".join(each[:20]) + (", ..." if len(each) > 20 else "") or "none"
 
 
 def encodable(text: str) -> bool:

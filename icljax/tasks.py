@@ -42,7 +42,7 @@ class Layout:
       validation: of the validation split; empty: "validation", or "test" where there is none.
       label_order: source label -> position in the task's answers; empty: the same; None: not the
         same, and not known.
-      label_is: how labels are read: "index", "text" or "letter" (icljax/data.py); "auto": in the
+      label_is: how labels are read: "index", "text" or "letter" (icljax/labels.py); "auto": in the
         only way in which all can be.
       first: the first label where labels are numbers, 0 or 1; None: not known.
       note: what a reader of the results should know where labels are read by index.

@@ -14,7 +14,7 @@ from conftest import bounded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icljax import assets, config, data
+from icljax import assets, config, data, sources
 from icljax.errors import UserError
 from icljax.tasks import TASKS, get_task
 
@@ -746,7 +746,7 @@ def serve(monkeypatch, files):
     """Lets tfds' own builders find `files` where they would have downloaded them."""
     import tensorflow_datasets as tfds
 
-    monkeypatch.setattr(data, "_unreachable", lambda urls: "")
+    monkeypatch.setattr(sources, "_unreachable", lambda urls: "")
     monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda *_: files)
 
 
@@ -779,7 +779,7 @@ def test_tfds_super_glue(tmp_path, monkeypatch):
     assert len(loaded.train.fields) == 9
     assert (loaded.source, loaded.stand_in, loaded.notes) == ("tfds:super_glue/cb", "", ())
     # Prepared once, it needs no network.
-    monkeypatch.setattr(data, "_prepare", lambda *_: pytest.fail("prepared again"))
+    monkeypatch.setattr(sources, "_prepare", lambda *_: pytest.fail("prepared again"))
     again = data.load(data_config("tfds:super_glue/cb:1.0.2"), TASKS["cb"])
     assert again.fingerprint == loaded.fingerprint
     sliced = data.load(data_config("tfds:super_glue/cb", train_split="train[:4]"), TASKS["cb"])
@@ -894,7 +894,7 @@ def test_unreachable(monkeypatch, status, expected):
     response = requests.Response()
     response.status_code = status
     monkeypatch.setattr(requests, "head", lambda url, timeout: response)
-    assert data._unreachable(["https://a.org/x", "https://a.org/y", "ftp://b.org/z"]) == expected
+    assert sources._unreachable(["https://a.org/x", "https://a.org/y", "ftp://b.org/z"]) == expected
 
 
 def test_tensorflow_stays_out_where_it_is_installed(tmp_path, monkeypatch):
@@ -912,7 +912,7 @@ def test_tensorflow_stays_out_where_it_is_installed(tmp_path, monkeypatch):
             t.serve(patch, sys.argv[1])
             loaded = t.data.load(t.data_config("tfds:super_glue/cb"), t.TASKS["cb"])
         assert len(loaded.train.fields) == 9 and "tensorflow" not in sys.modules
-        with t.data._without_tensorflow():
+        with t.sources._without_tensorflow():
             try:
                 import tensorflow
             except ModuleNotFoundError as error:

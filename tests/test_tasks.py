@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from icljax import config as config_lib
-from icljax import data
+from icljax import data, sources
 from icljax.errors import UserError
 from icljax.tasks import TASKS, get_task, layout_of, template_fields
 
@@ -120,7 +120,7 @@ def test_rows(source, row, expected):
 
 
 def rows_of(rows):
-    return data.Rows(rows, np.arange(len(rows)), "row ")
+    return sources.Rows(rows, np.arange(len(rows)), "row ")
 
 
 WSC_OWN = {
@@ -385,9 +385,9 @@ LABELS = {
 def test_sources_are_as_tfds_specifies_them(name, source):
     """Fields and label names, without a download: a row made up to the features converts."""
     task, layout = TASKS[name], layout_of(source, TASKS[name])
-    with data._without_tensorflow():
-        features = data._tfds_builder(source.removeprefix("tfds:")).info.features
-        row = data._plain(made_up(features))
+    with sources._without_tensorflow():
+        features = sources._tfds_builder(source.removeprefix("tfds:")).info.features
+        row = sources._plain(made_up(features))
     data._convert([("s", rows_of([row]))], layout, task)
     names = getattr(dict(features).get(layout.label), "names", None)
     assert names == (LABELS[name].split() if name in LABELS else None)
