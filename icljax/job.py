@@ -92,13 +92,7 @@ def prepare(
         for name in control_names(config)
         if CONTROLS[name] == "data"
     }
-    # Laid out together, so that all have one shape and share the compiled programs.
-    laid_out = prompts.build_demonstrations([d for seeds in every.values() for d in seeds], encoder)
-    count = len(config.seeds)
-    by_name = {
-        name: jax.tree.map(lambda x, i=i: x[i * count : (i + 1) * count], laid_out)
-        for i, name in enumerate(every)
-    }
+    by_name = _laid_out(every, encoder)
     if min(used) < config.num_demonstrations:
         note(
             f"Demonstrations used: {used} of {config.num_demonstrations} (what the data holds and "
@@ -134,6 +128,18 @@ def prepare(
         notes=tuple(notes),
         selected_on=selected_on(config, dataset, drawn, rows, selection_rows),
     )
+
+
+def _laid_out(
+    every: dict[str, list[list[list[int]]]], encoder: Encoder
+) -> dict[str, Demonstrations]:
+    """Each name's seeds, laid out together: all have one shape and share the compiled programs."""
+    laid_out = prompts.build_demonstrations([d for seeds in every.values() for d in seeds], encoder)
+    count = len(next(iter(every.values())))
+    return {
+        name: jax.tree.map(lambda x, i=i: x[i * count : (i + 1) * count], laid_out)
+        for i, name in enumerate(every)
+    }
 
 
 def make_encoder(

@@ -564,22 +564,21 @@ def _fill(shard: Shard, layer: int, rows: range, block: np.ndarray) -> None:
         block = block.astype(np.float32) + np.float32(shard.leaf.add)
     if out.dtype == block.dtype:  # moved as numbers that numpy knows: 2x for bfloat16
         out, block = (x.view(f"u{x.itemsize}") for x in (out, block))
-    _copy(out, block)
+    with np.errstate(over="ignore"):  # infinities are told of once all is read
+        _copy(out, block)
 
 
 def _copy(out: np.ndarray, block: np.ndarray) -> None:
     """`out[...] = block`, a few rows at a time where their axes are in another order."""
     inner = int(np.argmin(out.strides))
     if inner == out.ndim - 1:
-        with np.errstate(over="ignore"):  # infinities are told of once all is read
-            np.copyto(out, block, casting="unsafe")
+        np.copyto(out, block, casting="unsafe")
         return
     out, block = (np.moveaxis(x, inner, -2) for x in (out, block))
     for at in np.ndindex(out.shape[:-2]):
         for i in range(0, out.shape[-2], _ROWS):
             few = (*at, slice(i, i + _ROWS))
-            with np.errstate(over="ignore"):
-                np.copyto(out[few], block[few], casting="unsafe")
+            np.copyto(out[few], block[few], casting="unsafe")
 
 
 def _array(shards: dict[Any, Shard], shape: tuple[int, ...], sharding: Any) -> jax.Array:
