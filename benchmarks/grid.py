@@ -3,9 +3,9 @@
     python benchmarks/grid.py --model=fairseq-1.3b --chip=h100        # on one H100
     python benchmarks/grid.py --model=smollm2-135m --rates=2 --seeds=2 --examples=20  # on a CPU
 
-SST-2's lengths (icljax/workload.py), made-up tokens: neither data nor checkpoint is needed. Each
-program runs twice; the second time is reported, then multiplied by its calls in the whole job.
-FLOPs are the closed form that preflight holds against the compiled program.
+SST-2's lengths (icljax/preflight/workload.py), made-up tokens: neither data nor checkpoint is
+needed. Each program runs twice; the second time is reported, then multiplied by its calls in the
+whole job. FLOPs are the closed form that preflight holds against the compiled program.
 """
 
 import argparse
@@ -17,12 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icljax import config as config_lib
-from icljax import experiment, grid, hardware, programs, runtime, sharding, workload
-from icljax.architectures import ARCHITECTURES
-from icljax.families import decoder_config
-from icljax.model import init_params
-from icljax.programs import DATA
+from icljax.comparison import grid, programs
+from icljax.comparison.programs import DATA
+from icljax.experiments import compare
+from icljax.experiments import config as config_lib
+from icljax.models.architectures import ARCHITECTURES
+from icljax.models.decoder import init_params
+from icljax.models.families import decoder_config
+from icljax.preflight import hardware, workload
+from icljax.runtime import processes, sharding
 
 
 def timed(program: Any, *arguments: Any) -> tuple[Any, float]:
@@ -46,13 +49,15 @@ def random_params(decoder: Any, mesh: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="fairseq-1.3b", choices=sorted(ARCHITECTURES))
-    parser.add_argument("--chip", default="", help="of icljax/hardware.py, for the shares")
+    parser.add_argument(
+        "--chip", default="", help="of icljax/preflight/hardware.py, for the shares"
+    )
     parser.add_argument("--rates", type=int, default=36)
     parser.add_argument("--seeds", type=int, default=7)
     parser.add_argument("--demonstrations", type=int, default=32)
     parser.add_argument("--examples", type=int, default=872)
     args = parser.parse_args()
-    runtime.set_up()
+    processes.set_up()
     config = config_lib.default()
     config.task, config.num_demonstrations = "sst2", args.demonstrations
     config.seeds = tuple(range(1, 1 + args.seeds))
@@ -60,7 +65,7 @@ def main() -> None:
     config.eval.num_examples, config.controls.names = args.examples, ()
     config.eval.tokens_per_batch = 512 if jax.default_backend() == "cpu" else 4096
     decoder = decoder_config(ARCHITECTURES[args.model], args.model)
-    decoder = dataclasses.replace(decoder, dtype=experiment.compute_dtype(config))
+    decoder = dataclasses.replace(decoder, dtype=compare.compute_dtype(config))
     mesh = sharding.make_mesh(-1, 1)
     work = workload.make_work(config, decoder, workload.lengths(config, 0, 0, 0))
     chip = {**hardware.TPUS, **hardware.GPUS}.get(args.chip)

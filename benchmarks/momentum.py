@@ -12,7 +12,8 @@ import time
 import jax
 import numpy as np
 
-from icljax import pretrain, sharding, train
+from icljax.experiments import pretrain, train
+from icljax.runtime import sharding
 
 VARIANTS = ("softmax", "momentum ema=0.9", "momentum learn=ema")
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from icljax import config as config_lib
-from icljax import hardware, preflight
+from icljax.experiments import config as config_lib
+from icljax.preflight import check, hardware
 
 MODELS = ("fairseq-125m", "fairseq-1.3b", "fairseq-2.7b", "fairseq-13b", "smollm2-135m")
 TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v5e:16x16", "v6e:4x4", "v5p:2x2x2")
@@ -35,9 +35,9 @@ def paper_config(model: str) -> ConfigDict:
 def cell(model: str, name: str, seconds: float) -> dict[str, Any]:
     """One model on one slice."""
     start = time.monotonic()
-    options = preflight.Options(deadline=start + seconds)
-    job = preflight.make_job(paper_config(model), options)
-    verdict = preflight.best_mesh(job, hardware.parse(name), options)
+    options = check.Options(deadline=start + seconds)
+    job = check.make_job(paper_config(model), options)
+    verdict = check.best_mesh(job, hardware.parse(name), options)
     assert verdict is not None  # one chip's model axis always divides
     worst = max(verdict.rows, key=lambda row: row.total)
     return {
@@ -58,7 +58,7 @@ def text(found: dict[str, Any]) -> str:
     star = "" if found["compiled"] else "*"
     if not found["fits"]:
         return f"**no**: {found['gib']:.1f}{star} ({found['worst']})"
-    return f"{found['gib']:.1f}{star}, {found['mesh']}, {preflight.duration(found['seconds'])}"
+    return f"{found['gib']:.1f}{star}, {found['mesh']}, {check.duration(found['seconds'])}"
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="finished cells")
     parser.add_argument("--seconds", type=float, default=170, help="of compiling a cell")
     args = parser.parse_args()
-    preflight.set_up()
+    check.set_up()
     done = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
     limits = [
         f"{name} ({hardware.parse(name).chip.memory / 2**30:.2f})" for name in args.topologies

@@ -7,7 +7,7 @@ Without a network to TFDS, give a folder: `--config.data.source=jsonl:DIR`.
 
 from ml_collections import ConfigDict
 
-from icljax import config as config_lib
+from icljax.experiments import config as config_lib
 
 
 def get_config() -> ConfigDict:

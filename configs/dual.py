@@ -10,7 +10,7 @@ optax 4.8e-15 in float64 (bar 1e-10) and 2.4e-06 in float32 (bar 1e-5); forms of
 
 from ml_collections import ConfigDict
 
-from icljax import dual
+from icljax.experiments import dual
 
 
 def get_config() -> ConfigDict:

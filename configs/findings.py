@@ -13,7 +13,7 @@ Killed at any moment, the same command goes on.
 
 from ml_collections import ConfigDict
 
-from icljax import config as config_lib
+from icljax.experiments import config as config_lib
 
 
 def get_config() -> ConfigDict:

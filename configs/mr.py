@@ -10,7 +10,7 @@ About 5 minutes on 2 CPU cores. Measured there (200 validation examples, 16 demo
 
 from ml_collections import ConfigDict
 
-from icljax import config as config_lib
+from icljax.experiments import config as config_lib
 
 
 def get_config() -> ConfigDict:

@@ -14,9 +14,10 @@ Never run at these sizes here; `python -m icljax.preflight` says what a single j
 
 from ml_collections import ConfigDict
 
-from icljax import config as config_lib
-from icljax import paper, tasks
+from icljax.data import tasks
 from icljax.errors import UserError
+from icljax.experiments import config as config_lib
+from icljax.reports import paper
 
 # What a model's name says of its size, as a pattern.
 _SIZES = {"1.3b": "*1.3[bB]*", "2.7b": "*2.7[bB]*"}

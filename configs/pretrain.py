@@ -11,7 +11,7 @@ accuracy on MR is at chance for all.
 
 from ml_collections import ConfigDict
 
-from icljax import pretrain
+from icljax.experiments import pretrain
 
 
 def get_config() -> ConfigDict:

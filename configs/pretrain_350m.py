@@ -17,7 +17,7 @@ Compiled ahead of time for 16 TPU v5e chips, a step takes
 
 from ml_collections import ConfigDict
 
-from icljax import pretrain
+from icljax.experiments import pretrain
 
 
 def get_config() -> ConfigDict:

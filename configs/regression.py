@@ -14,7 +14,7 @@ optimizer: 1.001 (linear, linear_momentum) to 1.007 (delta_momentum).
 
 from ml_collections import ConfigDict
 
-from icljax import regression
+from icljax.experiments import regression
 
 
 def get_config() -> ConfigDict:

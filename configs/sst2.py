@@ -12,7 +12,7 @@ ICL .611, FT .659; batch-calibrated .685, .784, .712.
 
 from ml_collections import ConfigDict
 
-from icljax import config as config_lib
+from icljax.experiments import config as config_lib
 
 
 def get_config() -> ConfigDict:

@@ -7,7 +7,7 @@ Each of {train,validation}.jsonl holds lines like {"text": "...", "label": 0}, l
 
 from ml_collections import ConfigDict
 
-from icljax import config as config_lib
+from icljax.experiments import config as config_lib
 
 
 def get_config() -> ConfigDict:

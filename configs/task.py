@@ -1,4 +1,4 @@
-"""Any task of the table in icljax/tasks.py, from the source that is named there.
+"""Any task of the table in icljax/data/tasks.py, from the source that is named there.
 
     python -m icljax.main --config=configs/task.py:piqa --workdir=/tmp/piqa
 
@@ -11,8 +11,8 @@ a part can be held out: `--config.data.train_split='validation[:20%]'` with
 
 from ml_collections import ConfigDict
 
-from icljax import config as config_lib
-from icljax import tasks
+from icljax.data import tasks
+from icljax.experiments import config as config_lib
 
 
 def get_config(task: str = "mr") -> ConfigDict:

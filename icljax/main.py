@@ -8,7 +8,7 @@ was lost: run the job again (134 where JAX's own service notices first, by a mis
 aborts).
 """
 
-from icljax.terminal import end_on_interrupt
+from icljax.runtime.terminal import end_on_interrupt
 
 if __name__ == "__main__":  # the imports below take a second
     end_on_interrupt()
@@ -25,9 +25,9 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from icljax import terminal
 from icljax.errors import UserError
-from icljax.terminal import Console, one_line
+from icljax.runtime import terminal
+from icljax.runtime.terminal import Console, one_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Job, e.g. configs/mr.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this job's results.")
@@ -49,21 +49,22 @@ def main(argv: Sequence[str]) -> None:
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError(f"--config and --workdir are both needed; usage: {_USAGE}")
     # These take a second to import, which a mistake in the flags should not cost.
-    from icljax import assets, config, runtime, workdir
+    from icljax.experiments import config
+    from icljax.runtime import downloads, processes, workdir
 
     absl_logging.set_verbosity(absl_logging.WARNING)  # not every step of writing a checkpoint
     if _DISTRIBUTED.value or _COORDINATOR.value:
-        _join(runtime)
-    console = Console(quiet=not runtime.is_first())
+        _join(processes)
+    console = Console(quiet=not processes.is_first())
     experiment = import_module(config.experiment_module(_CONFIG.value))
     experiment.validate(_CONFIG.value)
-    if runtime.several() and _CONFIG.value.experiment != "compare":
+    if processes.several() and _CONFIG.value.experiment != "compare":
         raise UserError(
             f"experiment {_CONFIG.value.experiment!r} runs in one process, on all of its devices; "
             "leave out --distributed and --coordinator"
         )
-    runtime.set_up()
-    path = assets.user_path(_WORKDIR.value, "--workdir")
+    processes.set_up()
+    path = downloads.user_path(_WORKDIR.value, "--workdir")
     file = path / workdir.RESULTS
     # What this run has just made is of this version: an error in showing it is a mistake of ours.
     reading = workdir.reading_results(file) if file.exists() else contextlib.nullcontext()
@@ -133,18 +134,18 @@ def _end_from_outside(error: Exception) -> None:
 
 def _outside(error: Exception) -> tuple[int, str]:
     """(exit code, line) of what ended a job from outside it; code 0: a mistake of ours."""
-    from icljax import runtime
+    from icljax.runtime import processes
 
     what = one_line(error)[:300]
-    if isinstance(error, runtime.Stopped):
-        return runtime.STOPPED, what
+    if isinstance(error, processes.Stopped):
+        return processes.STOPPED, what
     if "RESOURCE_EXHAUSTED" in what:
         return 2, (
             f"error: the devices' memory is full ({what}); `python -m icljax.preflight` says what "
             "fits: give a larger --config.mesh.model or a smaller --config.finetune.runs_at_once"
         )
-    if runtime.several() and any(sign in what for sign in runtime.SIGNS_OF_LOSS):
-        return runtime.LOST, (
+    if processes.several() and any(sign in what for sign in processes.SIGNS_OF_LOSS):
+        return processes.LOST, (
             f"error: another process of the job was lost ({what}); what is committed is kept: run "
             "the job again"
         )

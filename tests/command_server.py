@@ -20,6 +20,7 @@ def nothing(*_args: object, **_options: object) -> None:
 
 def start(module: str, arguments: list[str]) -> None:
     sys.argv = [module, *arguments]
+    module = module.replace("icljax.preflight", "icljax.preflight.check")
     main = importlib.import_module(module)
     if module == "icljax.report":
         main.terminal.run(main.main)
@@ -51,17 +52,18 @@ def run(module: str, arguments: list[str]) -> list:
 
 
 def main() -> None:
-    for name in ("main", "preflight", "report", "page", "dual", "regression", "pretrain", "sweep"):
+    for name in ("main", "preflight.check", "report", "reports.page"):
         importlib.import_module(f"icljax.{name}")
-    from icljax import checkpoints, dual, pretrain, regression, sweep
+    from icljax import checkpoints
+    from icljax.experiments import dual, pretrain, regression, sweep
 
     # All that comes before it is as it is: config, folder, model, data, prompts.
     checkpoints.load_params = nothing
     dual.demonstration_examples = dual.random_examples = regression.construction_errors = nothing
     pretrain.corpus.load = sweep._run_one = nothing
-    import icljax.preflight
+    import icljax.preflight.check
 
-    icljax.preflight.examine = nothing
+    icljax.preflight.check.examine = nothing
     for line in sys.stdin:
         module, *arguments = json.loads(line)
         print(json.dumps(run(module, arguments)), flush=True)

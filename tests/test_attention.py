@@ -1,7 +1,7 @@
 """The forms of each linear kind of attention against each other, and against numbers by hand.
 
-Shape glossary: as in icljax/attention.py. Kinds that differ only in their rates share a compiled
-program, because rates are inputs: `structure` keeps what a form looks at.
+Shape glossary: as in icljax/attention/recurrence.py. Kinds that differ only in their rates share a
+compiled program, because rates are inputs: `structure` keeps what a form looks at.
 """
 
 import functools

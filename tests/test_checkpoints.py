@@ -15,9 +15,12 @@ from conftest import make_tokenizer, tiny_llama_config, write_folder
 from safetensors.numpy import load_file, save_file
 from test_gguf_reader import FFN, HEADS, KV_HEADS, LAYERS, TOKENS, WIDTH, _hf_weights, _write
 
-from icljax import assets, checkpoints, gguf_reader, settings
+from icljax.checkpoints import from_gguf
+from icljax.checkpoints import load as checkpoints
+from icljax.comparison import settings
 from icljax.errors import UserError
-from icljax.model import Decoder, Rope, init_params
+from icljax.models.decoder import Decoder, Rope, init_params
+from icljax.runtime import downloads
 
 GPT2 = {
     "model_type": "gpt2",
@@ -368,8 +371,8 @@ def test_gguf_is_converted_once(tmp_path, gguf_file, monkeypatch):
     first, params = load(gguf_file)
     assert first.folder.parent == tmp_path / "cache/models"
 
-    convert = gguf_reader.convert
-    monkeypatch.setattr(gguf_reader, "convert", lambda *a: (calls.append(a), convert(*a)))
+    convert = from_gguf.convert
+    monkeypatch.setattr(from_gguf, "convert", lambda *a: (calls.append(a), convert(*a)))
     again, same_params = load(gguf_file)
     assert (again.folder, calls) == (first.folder, [])
     assert_same(same_params, params)
@@ -383,10 +386,10 @@ def test_gguf_is_converted_once(tmp_path, gguf_file, monkeypatch):
 
 
 def test_known_name_is_fetched_and_converted(gguf_file, monkeypatch):
-    monkeypatch.setattr(checkpoints.assets, "fetch", lambda *_: gguf_file)
+    monkeypatch.setattr(checkpoints.downloads, "fetch", lambda *_: gguf_file)
     got = checkpoints.open_checkpoint("smollm2-135m")
     assert got.name == "smollm2-135m"
-    assert checkpoints.assets.SMOLLM2.sha256[:12] in got.folder.name
+    assert checkpoints.downloads.SMOLLM2.sha256[:12] in got.folder.name
 
 
 # ---- The hub, and folders without tokenizer.json -----------------------------------------------
@@ -440,7 +443,7 @@ def test_no_network(hub, monkeypatch):
         raise ConnectionError("Name or service not known\nsecond line")
 
     monkeypatch.setattr(hub, "snapshot_download", fail)
-    with pytest.raises(assets.Unavailable) as caught:
+    with pytest.raises(downloads.Unavailable) as caught:
         checkpoints.locate("org/tiny")
     assert "(ConnectionError: Name or service not known); check the name" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -448,7 +451,7 @@ def test_no_network(hub, monkeypatch):
 
 def test_no_hub_package(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(assets.Unavailable, match=r"pip install 'icljax\[hub\]'"):
+    with pytest.raises(downloads.Unavailable, match=r"pip install 'icljax\[hub\]'"):
         checkpoints.locate("org/tiny")
 
 
@@ -751,7 +754,7 @@ def test_a_tied_model_is_stored_either_way(tmp_path, embedding, make, sharded, k
 
 @EITHER_FAMILY
 def test_tied_by_config_but_not_in_the_file(tmp_path, embedding, make, monkeypatch):
-    monkeypatch.setattr(checkpoints.tensors, "_COMPARED", 1000)
+    monkeypatch.setattr(checkpoints.stream, "_COMPARED", 1000)
     make(tmp_path)
     matrix = load_file(tmp_path / "model.safetensors")[embedding]
     other = matrix.copy()

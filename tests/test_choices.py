@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from conftest import WORDS
 
-from icljax import checkpoints, job, settings
-from icljax import config as config_lib
-from icljax.model import Decoder
+from icljax import checkpoints
+from icljax.comparison import job, settings
+from icljax.experiments import config as config_lib
+from icljax.models.decoder import Decoder
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 from conftest import WORDS, make_tokenizer
 
-from icljax import checkpoints, prompts, settings, sharding
-from icljax import config as config_lib
-from icljax.compare import Similarity
-from icljax.data import Split
-from icljax.programs import compare_settings, make_programs
-from icljax.prompts import Query
-from icljax.tasks import Task
+from icljax import checkpoints
+from icljax.comparison import settings
+from icljax.comparison.pairs import Similarity
+from icljax.comparison.programs import compare_settings, make_programs
+from icljax.data import prompts
+from icljax.data.datasets import Split
+from icljax.data.prompts import Query
+from icljax.data.tasks import Task
+from icljax.experiments import config as config_lib
+from icljax.runtime import sharding
 
 SEEDS, DEMONSTRATIONS = 2, 3
 LONGEST = 150  # words

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icljax import compare
-from icljax.model import AttentionRecord, Rope, State, rotate
-from icljax.settings import Records
+from icljax.comparison import pairs
+from icljax.comparison.settings import Records
+from icljax.models.decoder import AttentionRecord, Rope, State, rotate
 
 L, B, S, G, K, A = 2, 2, 9, 3, 4, 2
 
@@ -40,7 +40,7 @@ def test_update_similarity_equals_the_matrices(by):
     zsl, mask = records(0), slot_mask()
     ft = records(1, zsl, by)
     update = jnp.asarray(np.random.default_rng(2).standard_normal((L, G, K, K)), jnp.float32)
-    got = compare._update_similarity(zsl, ft, update, mask, jax.random.key(0))
+    got = pairs._update_similarity(zsl, ft, update, mask, jax.random.key(0))
     base, change = dense(zsl, mask), dense(ft, mask) - dense(zsl, mask)
     size = np.linalg.norm(change, axis=(-1, -2))
     of_icl = np.linalg.norm(update, axis=(-1, -2))
@@ -58,7 +58,7 @@ def test_the_same_update_has_cosine_one():
     zsl, mask = records(0), slot_mask()
     ft = records(1, zsl, 0.1)
     change = (dense(ft, mask) - dense(zsl, mask))[1]
-    got = compare._update_similarity(
+    got = pairs._update_similarity(
         zsl, ft, jnp.asarray(change, jnp.float32), mask, jax.random.key(0)
     )
     np.testing.assert_allclose(got["sim_update"][1], 1, atol=1e-4)
@@ -73,7 +73,7 @@ def test_demonstration_update_stands_in_the_zero_shot_frame():
     at, rope = jnp.broadcast_to(jnp.arange(6), (L, 6)), Rope(100.0, 2, interleaved=True, factor=2.0)
     state = State(rotate(raw, at, rope), values, jnp.ones(6, bool), jnp.int32(6))
     columns, compared = np.array([1, 2, 4, 0]), jnp.array([True, True, True, False])
-    update = compare.demonstration_update(state, columns, compared, jnp.int32(5), rope)
+    update = pairs.demonstration_update(state, columns, compared, jnp.int32(5), rope)
     query = jnp.asarray(rng.standard_normal((1, 1, K)), jnp.float32)
     late, early = (rotate(query, jnp.full((1, 1), p), rope)[0, 0] for p in (8, 3))
     chosen = columns[:3]

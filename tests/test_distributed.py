@@ -15,7 +15,7 @@ import pytest
 from conftest import llama_tensors, tiny_llama_config, write_folder
 from test_main import ROOT
 
-from icljax import runtime
+from icljax.runtime import processes
 
 RANKS = ("kendall", "recall")  # two numbers that differ by rounding may change places
 
@@ -174,7 +174,7 @@ def test_a_lost_process_ends_the_job(job, tmp_path):
     said = pair[0].communicate(timeout=90)[0]
     # JAX's own service may be first to notice, and aborts.
     expected = {
-        runtime.LOST: "another process of the job was lost",
+        processes.LOST: "another process of the job was lost",
         -signal.SIGABRT: "stopped sending heartbeats",
     }
     assert expected[pair[0].returncode] in said, said[:3000]

@@ -9,10 +9,10 @@ import optax
 import pytest
 from rich.console import Console
 
-from icljax import dual
 from icljax.attention import KINDS, Kind
 from icljax.errors import UserError
-from icljax.progress import Stages
+from icljax.experiments import dual
+from icljax.runtime.progress import Stages
 
 
 def small(**changes):

@@ -11,9 +11,12 @@ from conftest import write_folder
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from icljax import checkpoints, controls, experiment, grid, job, metrics, workdir
-from icljax import config as config_lib
+from icljax import checkpoints, metrics
+from icljax.comparison import controls, grid, job
 from icljax.errors import UserError
+from icljax.experiments import compare
+from icljax.experiments import config as config_lib
+from icljax.runtime import workdir
 
 SIMILARITIES = ("sim_aou", "sim_aou_random", "sim_am_before", "sim_am_after")
 RANKS = ("kendall", "kendall_random")
@@ -41,7 +44,7 @@ def tiny_config(folder, reviews, **changes) -> ConfigDict:
 
 def run(config, path):
     console = Console(file=io.StringIO(), width=100)
-    results = experiment.run(config, path, console)
+    results = compare.run(config, path, console)
     (path.parent / "console.txt").write_text(console.file.getvalue())
     return results
 
@@ -327,14 +330,14 @@ def test_a_number_that_is_not_one_ends_the_job_and_spares_the_rest(
     assert line in (tmp_path / "a/report.md").read_text()
     assert "control untrained is left out" in (tmp_path / "console.txt").read_text()
 
-    settings_compared = experiment.compare_settings
+    settings_compared = compare.compare_settings
 
     def nothing(*args):
         out = settings_compared(*args)
         out.logprob_zsl[3] = np.nan
         return out
 
-    monkeypatch.setattr(experiment, "compare_settings", nothing)
+    monkeypatch.setattr(compare, "compare_settings", nothing)
     with pytest.raises(UserError, match=r"example \d+ .*: zero-shot gives log-probabilities \[nan"):
         run(tiny_config(tiny_folder, reviews), tmp_path / "b")
     assert not (tmp_path / "b/results.json").exists()

@@ -8,12 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icljax import families, settings
-from icljax.architectures import ARCHITECTURES, PUBLISHED
 from icljax.attention import Kind
+from icljax.attention.mixing import Past, parse_kinds
+from icljax.comparison import settings
 from icljax.errors import UserError
-from icljax.mixing import Past, parse_kinds
-from icljax.model import Block, Decoder, DecoderConfig, Rope, init_params, rotate, sinusoids
+from icljax.models import families
+from icljax.models.architectures import ARCHITECTURES, PUBLISHED
+from icljax.models.decoder import (
+    Block,
+    Decoder,
+    DecoderConfig,
+    Rope,
+    init_params,
+    rotate,
+    sinusoids,
+)
 
 LLAMA = DecoderConfig(400, 3, 32, 48, 4, 2, 8, 64)
 

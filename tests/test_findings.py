@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from icljax import study
-from icljax.tables import task_title
-from icljax.wording import Results
+from icljax.reports import study
+from icljax.reports.tables import task_title
+from icljax.reports.wording import Results
 
 DOCS = Path(__file__).parent.parent / "docs"
 METRICS = (

@@ -18,8 +18,8 @@ from conftest import bounded
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from icljax import config as config_lib
 from icljax.errors import UserError
+from icljax.experiments import config as config_lib
 
 ROOT = Path(__file__).parents[1]
 ODD = [

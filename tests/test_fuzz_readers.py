@@ -14,9 +14,11 @@ from safetensors.numpy import load_file, save_file
 from test_families import tiny
 from test_gguf_reader import _hf_weights, _write
 
-from icljax import checkpoints, families, gguf_reader, tensors
+from icljax.checkpoints import from_gguf, stream
+from icljax.checkpoints import load as checkpoints
 from icljax.errors import UserError
-from icljax.model import DecoderConfig, Rope
+from icljax.models import families
+from icljax.models.decoder import DecoderConfig, Rope
 
 pytestmark = pytest.mark.fuzz
 
@@ -145,7 +147,7 @@ def weights(folder):
 
 
 def load_weights(folder):
-    return allowed(lambda: tensors.load(folder, *llama_plan()), folder)
+    return allowed(lambda: stream.load(folder, *llama_plan()), folder)
 
 
 def test_safetensors_header(tmp_path, weights):
@@ -212,8 +214,8 @@ def test_index(tmp_path, folder):
     @bounded(100)
     @given(VALUES | st.fixed_dictionaries({"weight_map": maps | VALUES}))
     def check(index):
-        (tmp_path / tensors.INDEX).write_text(json.dumps(index))
-        found = allowed(lambda: tensors.weight_files(tmp_path), tmp_path)
+        (tmp_path / stream.INDEX).write_text(json.dumps(index))
+        found = allowed(lambda: stream.weight_files(tmp_path), tmp_path)
         seen.append(found)
         assert not found or {file.parent for file in found} == {tmp_path}
 
@@ -223,7 +225,7 @@ def test_index(tmp_path, folder):
 
 # ---- GGUF --------------------------------------------------------------------------------------
 
-LETTERS = gguf_reader._SCALARS
+LETTERS = from_gguf._SCALARS
 
 
 def encoded(kind, value):
@@ -269,7 +271,7 @@ def any_field(draw):
 def gguf_parts(tmp_path_factory):
     """(fields {name: (type, value)}, tensors {name: (shape, kind, offset)}, data)."""
     path = _write(tmp_path_factory.mktemp("gguf") / "tiny.gguf", _hf_weights())
-    whole = gguf_reader._read(path)
+    whole = from_gguf._read(path)
     start = min(t.offset for t in whole.tensors.values())
     table = {n: (t.shape[::-1], int(t.kind), t.offset - start) for n, t in whole.tensors.items()}
     fields = {name: natural(value) for name, value in whole.fields.items()}
@@ -291,7 +293,7 @@ def convert(folder, content):
     path.write_bytes(content)
 
     def once():
-        gguf_reader.convert(path, folder / "hf")
+        from_gguf.convert(path, folder / "hf")
         (folder / "hf").rename(folder / "done")
         made = load_file(folder / "done/model.safetensors")
         for file in (folder / "done").iterdir():
@@ -306,7 +308,7 @@ def test_gguf_fields(tmp_path, gguf_parts):
     fields, table, data = gguf_parts
     assert convert(tmp_path, gguf_bytes(fields.items(), table.items(), data)) is not None
     seen = []
-    more = [f"llama.{key}" for key in gguf_reader._NEUTRAL]
+    more = [f"llama.{key}" for key in from_gguf._NEUTRAL]
     more += ["llama.x", "split.count", "general.type", "general.alignment", "llama.vocab_size"]
     more += ["llama.attention.key_length", "llama.attention.value_length"]
 
@@ -367,7 +369,7 @@ def test_gguf_bytes(tmp_path, gguf_parts):
 @pytest.mark.parity
 def test_torch_bytes(tmp_path, folder):
     torch = pytest.importorskip("torch")
-    from icljax import pickles
+    from icljax.checkpoints import from_torch
 
     path = tmp_path / "pytorch_model.bin"
     arrays = load_file(folder / "model.safetensors")
@@ -380,7 +382,7 @@ def test_torch_bytes(tmp_path, folder):
     def check(how, from_the_end):
         how = ([(-1 - at if from_the_end else at, byte) for at, byte in how[0]], how[1])
         path.write_bytes(damaged(whole, how))
-        seen.append(allowed(lambda: pickles._checked(path, pickles._load(path), {}), path))
+        seen.append(allowed(lambda: from_torch._checked(path, from_torch._load(path), {}), path))
 
     check()
     outcomes(seen)

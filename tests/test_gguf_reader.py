@@ -13,7 +13,9 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, pre_tokenizers
 
-from icljax import bpe, checkpoints, gguf_reader
+from icljax import checkpoints
+from icljax.checkpoints import from_gguf
+from icljax.data import bpe
 from icljax.errors import UserError
 
 LAYERS, WIDTH, FFN, HEADS, KV_HEADS = 2, 32, 64, 4, 2
@@ -168,7 +170,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def folder(source, tmp_path):
-    gguf_reader.convert(source, tmp_path / "hf")
+    from_gguf.convert(source, tmp_path / "hf")
     return tmp_path / "hf"
 
 
@@ -178,7 +180,7 @@ def folder(source, tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_float32_tensors_come_back_exactly(tmp_path, tied):
     weights = _hf_weights(tied)
-    gguf_reader.convert(_write(tmp_path / "tiny.gguf", weights), tmp_path / "hf")
+    from_gguf.convert(_write(tmp_path / "tiny.gguf", weights), tmp_path / "hf")
 
     loaded = load_file(tmp_path / "hf/model.safetensors")
 
@@ -197,7 +199,7 @@ def test_quantised_tensors_come_back_within_half_a_step(tmp_path, kind, toleranc
     # Largest |weight| is below 4.5: steps of about 9 / 255 (Q8_0), at most 8 / 15 (Q4_1).
     weights = _hf_weights()
     path = _write(tmp_path / "tiny.gguf", weights, kind=gguf.GGMLQuantizationType[kind])
-    gguf_reader.convert(path, tmp_path / "hf")
+    from_gguf.convert(path, tmp_path / "hf")
 
     loaded = load_file(tmp_path / "hf/model.safetensors")
 
@@ -227,7 +229,7 @@ def test_every_quantisation_that_gguf_undoes(tmp_path, kind):
     writer.close()
     with np.errstate(all="ignore"):
         expected = gguf.quants.dequantize(stored, kind)
-        got = gguf_reader._dequantize(gguf_reader._read(tmp_path / "one.gguf"), "x")
+        got = from_gguf._dequantize(from_gguf._read(tmp_path / "one.gguf"), "x")
     assert got.shape == shape
     np.testing.assert_array_equal(got, expected, strict=True)
 
@@ -237,7 +239,7 @@ def test_qwen(tmp_path, arch):
     """Its rotary pairs are (i, i + dh/2) in the file already, and it has tensors of its own."""
     weights = _qwen_weights(arch)
     path = _write(tmp_path / "tiny.gguf", weights, arch=arch, pre="qwen2")
-    gguf_reader.convert(path, tmp_path / "hf")
+    from_gguf.convert(path, tmp_path / "hf")
     loaded = load_file(tmp_path / "hf/model.safetensors")
     assert loaded.keys() == weights.keys()
     for name, weight in weights.items():
@@ -274,7 +276,7 @@ def test_llama_3_frequencies(tmp_path, factor):
     # With this theta, the four waves of a head are short, short, middling, long.
     extra = {"rope_freqs.weight": _llama_cpp_factors(4e5, HEAD_DIM, factor)}
     path = _write(tmp_path / "tiny.gguf", _hf_weights(), extra=extra, theta=4e5)
-    gguf_reader.convert(path, tmp_path / "hf")
+    from_gguf.convert(path, tmp_path / "hf")
     assert json.loads((tmp_path / "hf/config.json").read_text())["rope_parameters"] == {
         "rope_type": "llama3",
         "rope_theta": 4e5,
@@ -290,7 +292,7 @@ def test_llama_3_frequencies(tmp_path, factor):
 def test_rows_of_one_head_by_hand():
     # llama.cpp keeps the rotary pair (i, i + 2) of a head of 4 rows side by side: 0 2 1 3.
     stored = np.float32([0, 2, 1, 3, 10, 12, 11, 13])[:, None]
-    rows = gguf_reader._half_split_rows(stored, 2)
+    rows = from_gguf._half_split_rows(stored, 2)
     np.testing.assert_array_equal(rows[:, 0], [0, 1, 2, 3, 10, 11, 12, 13])
 
 
@@ -330,7 +332,7 @@ def test_header_agrees_with_the_gguf_package(tmp_path, alignment):
     path = _write(tmp_path / "tiny.gguf", _hf_weights(), alignment=alignment)
     theirs = gguf.GGUFReader(path)
 
-    ours = gguf_reader._read(path)
+    ours = from_gguf._read(path)
 
     expected = {name: field.contents() for name, field in theirs.fields.items()}
     assert ours.fields == {k: v for k, v in expected.items() if not k.startswith("GGUF.")}
@@ -352,7 +354,7 @@ def test_header_agrees_with_the_gguf_package(tmp_path, alignment):
     ],
 )
 def test_tokenizer_splits_digits_where_the_model_does(tmp_path, pre, expected):
-    gguf_reader.convert(_write(tmp_path / "tiny.gguf", _hf_weights(), pre=pre), tmp_path / "hf")
+    from_gguf.convert(_write(tmp_path / "tiny.gguf", _hf_weights(), pre=pre), tmp_path / "hf")
     tokenizer = Tokenizer.from_file(str(tmp_path / "hf/tokenizer.json"))
     assert tokenizer.encode(" ab 12").tokens == expected
 
@@ -428,13 +430,13 @@ def test_folder_is_complete_and_nothing_else_stays(folder, source):
 
 def test_progress_counts_every_tensor(source, tmp_path):
     calls = []
-    gguf_reader.convert(source, tmp_path / "a/b/hf", lambda *call: calls.append(call))
+    from_gguf.convert(source, tmp_path / "a/b/hf", lambda *call: calls.append(call))
     assert calls == [(i, len(_hf_weights())) for i in range(1, len(_hf_weights()) + 1)]
 
 
 def test_one_tensor_is_in_memory_at_a_time(source, tmp_path, monkeypatch):
     made = []
-    dequantize = gguf_reader._dequantize
+    dequantize = from_gguf._dequantize
 
     def spy(*args):
         assert all(array() is None for array in made)
@@ -442,18 +444,18 @@ def test_one_tensor_is_in_memory_at_a_time(source, tmp_path, monkeypatch):
         made.append(weakref.ref(array))
         return array
 
-    monkeypatch.setattr(gguf_reader, "_dequantize", spy)
-    gguf_reader.convert(source, tmp_path / "hf")
+    monkeypatch.setattr(from_gguf, "_dequantize", spy)
+    from_gguf.convert(source, tmp_path / "hf")
     assert len(made) == len(_hf_weights())
 
 
 def test_a_faster_second_converter_is_kept(source, tmp_path):
     def overtake(done, _):
         if done == 1:
-            gguf_reader.convert(source, tmp_path / "hf")
+            from_gguf.convert(source, tmp_path / "hf")
             (tmp_path / "hf/first").touch()
 
-    gguf_reader.convert(source, tmp_path / "hf", overtake)
+    from_gguf.convert(source, tmp_path / "hf", overtake)
 
     assert (tmp_path / "hf/first").exists()
     assert {path.name for path in tmp_path.iterdir()} == {source.name, "hf"}
@@ -464,7 +466,7 @@ def test_a_failure_leaves_nothing(source, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        gguf_reader.convert(source, tmp_path / "hf", fail)
+        from_gguf.convert(source, tmp_path / "hf", fail)
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
@@ -472,7 +474,7 @@ def test_another_folder_in_the_way(source, tmp_path):
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf/thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="exists and is not a converted model"):
-        gguf_reader.convert(source, tmp_path / "hf")
+        from_gguf.convert(source, tmp_path / "hf")
     assert (tmp_path / "hf/thesis.tex").read_text() == "mine"
 
 
@@ -481,7 +483,7 @@ def test_another_folder_in_the_way(source, tmp_path):
 
 def _one_line_error(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        gguf_reader.convert(path, path.parent / "hf")
+        from_gguf.convert(path, path.parent / "hf")
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     assert not (path.parent / "hf").exists()
@@ -538,7 +540,7 @@ def test_fields_that_change_nothing(tmp_path):
     fields = {"llama.vocab_size": len(TOKENS), "llama.attention.value_length": HEAD_DIM}
     fields |= {"llama.rope.scaling.factor": 1.0, "general.type": "model", "split.count": 0}
     path = _write(tmp_path / "tiny.gguf", _hf_weights(), fields=fields)
-    gguf_reader.convert(path, tmp_path / "hf")
+    from_gguf.convert(path, tmp_path / "hf")
 
 
 def test_a_tensor_of_another_shape(tmp_path):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icljax import hlo
+from icljax.preflight import hlo
 
 DATA = Path(__file__).parent / "data"
 

@@ -6,10 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from icljax import checkpoints, data, job, tasks
-from icljax import config as config_lib
+from icljax import checkpoints
+from icljax.catalog import CONTROLS
+from icljax.comparison import job
+from icljax.data import datasets, tasks
 from icljax.errors import UserError
-from icljax.model import Rope
+from icljax.experiments import config as config_lib
+from icljax.models.decoder import Rope
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +177,7 @@ def test_an_unknown_data_control_is_refused(tiny_folder, folder):
     """It was read as other_answers."""
     prepared = prepare(tiny_folder, folder, **ANSWERS)
     rows = np.arange(2)
-    for name in (n for n, kind in config_lib.CONTROLS.items() if kind == "data"):
+    for name in (n for n, control in CONTROLS.items() if control.kind == "data"):
         args = (
             prepared.encoder,
             prepared.dataset.train,
@@ -189,16 +192,16 @@ def test_an_unknown_data_control_is_refused(tiny_folder, folder):
 
 def made_up(texts, name):
     labels = np.arange(len(texts), dtype=np.int32) % 2
-    return data.Split(name, [{"text": t} for t in texts], labels, np.arange(len(texts)))
+    return datasets.Split(name, [{"text": t} for t in texts], labels, np.arange(len(texts)))
 
 
 def drawn_from(train, validation, split="train"):
     """Demonstrations of two seeds, what rates are selected on, and the words for it."""
     config = config_lib.default()
     config.selection.split, config.selection.num_examples, config.seeds = split, 40, (1, 2)
-    dataset = data.Dataset("s", made_up(train, "train"), made_up(validation, "val"), "", ())
-    drawn = [data.draw(dataset.train, 4, seed) for seed in config.seeds]
-    rows = data.draw(dataset.validation, 0, 1)
+    dataset = datasets.Dataset("s", made_up(train, "train"), made_up(validation, "val"), "", ())
+    drawn = [datasets.draw(dataset.train, 4, seed) for seed in config.seeds]
+    rows = datasets.draw(dataset.validation, 0, 1)
     _, selection = job.draw_selection(config, dataset, drawn, rows)
     return (
         np.concatenate(drawn),
@@ -249,7 +252,7 @@ def test_selection_without_repeated_texts_is_as_it_was():
     train = [f"text {i}" for i in range(100)]
     demonstrations, selection, said = drawn_from(train, ["v"])
     split = made_up(train, "train")
-    np.testing.assert_array_equal(selection, data.draw(split, 40, 0, exclude=demonstrations))
+    np.testing.assert_array_equal(selection, datasets.draw(split, 40, 0, exclude=demonstrations))
     assert said.endswith("in no seed's demonstrations and not evaluated")
 
 
@@ -257,7 +260,9 @@ def test_what_the_selection_shares_is_counted_not_assumed():
     """Of examples that no caller can draw: `data.load` and `draw_selection` keep them apart."""
     config = config_lib.default()
     train = [f"text {i}" for i in range(10)]
-    dataset = data.Dataset("s", made_up(train, "train"), made_up(["text 9", "v"], "val"), "", ())
+    dataset = datasets.Dataset(
+        "s", made_up(train, "train"), made_up(["text 9", "v"], "val"), "", ()
+    )
     given = config, dataset, [np.array([0, 1])], np.array([0, 1])
     assert "part, 2 of them with the text" in job.selected_on(*given, np.array([1, 5, 9]))
     config.selection.split = "validation"

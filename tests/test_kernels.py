@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icljax import attention, kernels
-from icljax.attention import KINDS, Memory, Rates
+from icljax import attention
+from icljax.attention import KINDS, Memory, Rates, kernels
 from icljax.errors import UserError
 
 CHUNK = 4

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icljax import settings
+from icljax.comparison import settings
 from icljax.errors import UserError
-from icljax.model import Decoder, DecoderConfig, Rope
+from icljax.models.decoder import Decoder, DecoderConfig, Rope
 
 LLAMA = DecoderConfig(
     vocab_size=50,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import llama_tensors, tiny_llama_config, write_folder
 
-from icljax import assets
-from icljax import config as config_lib
 from icljax.errors import UserError
+from icljax.experiments import config as config_lib
+from icljax.runtime import downloads
 
 ROOT = Path(__file__).parents[1]
 
@@ -177,7 +177,7 @@ def test_the_main_job_on_the_real_model(tmp_path):
         f"--config={ROOT / 'configs/mr.py'}",
         f"--workdir={tmp_path / 'job'}",
         *(f"--config.{key}={value}" for key, value in small.items()),
-        cache=assets.cache_dir(),
+        cache=downloads.cache_dir(),
     )
     assert result.returncode == 0, result.stderr
     results = json.loads((tmp_path / "job/results.json").read_text())

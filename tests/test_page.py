@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from test_tables import job, real, save  # noqa: F401 - `real` is a fixture
 
-from icljax import charts, markup, page, report
 from icljax.errors import UserError
-from icljax.tables import Cell, Row, Table
+from icljax.reports import charts, markup, page, report
+from icljax.reports.tables import Cell, Row, Table
 
 EVIL = '<script>alert("x")</script> & 100 % of $a_b$ | {c} [d](http://e)'
 VOID = {"meta", "path", "circle", "rect", "br"}

@@ -18,9 +18,12 @@ from test_checkpoints import ALICE
 from test_families import count
 from test_settings import make_encoder, pack_once
 
-from icljax import checkpoints, families, settings
-from icljax.architectures import ARCHITECTURES
-from icljax.model import Decoder, DecoderConfig, Params
+from icljax import checkpoints
+from icljax.comparison import settings
+from icljax.models import families
+from icljax.models.architectures import ARCHITECTURES
+from icljax.models.decoder import Decoder, DecoderConfig
+from icljax.types import Params
 
 with warnings.catch_warnings():  # what importing them warns of is none of our business
     warnings.simplefilter("ignore")

@@ -14,10 +14,12 @@ from conftest import make_tokenizer
 from safetensors.numpy import load_file
 from test_checkpoints import ALICE, assert_same, gpt2_folder, load
 
-from icljax import bpe, checkpoints, pickles
-from icljax.assets import Unavailable
+from icljax import checkpoints
+from icljax.checkpoints import from_torch
+from icljax.data import bpe
 from icljax.errors import UserError
-from icljax.model import Decoder
+from icljax.models.decoder import Decoder
+from icljax.runtime.downloads import Unavailable
 
 with warnings.catch_warnings():  # what importing them warns of is none of our business
     warnings.simplefilter("ignore")
@@ -195,12 +197,12 @@ def test_torch_files_are_converted_once(tmp_path, count, monkeypatch):
     checkpoint, params = load(folder)
     assert_same(params, expected)
     assert checkpoint.folder != folder
-    monkeypatch.setattr(pickles, "_load", lambda *_: pytest.fail("converted again"))
+    monkeypatch.setattr(from_torch, "_load", lambda *_: pytest.fail("converted again"))
     assert load(folder)[0].folder == checkpoint.folder
 
 
 def test_several_files_of_safetensors(tmp_path, monkeypatch):
-    monkeypatch.setattr(pickles.tensors.write, "__defaults__", (30_000,))
+    monkeypatch.setattr(from_torch.tensors.write, "__defaults__", (30_000,))
     folder = gpt2_folder(tmp_path / "gpt2")
     as_pickle(folder, 1)
     checkpoint, _ = load(folder)

@@ -16,22 +16,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from icljax import (
-    checkpoints,
-    experiment,
-    hardware,
-    hlo,
-    preflight,
-    pretrain,
-    sharding,
-    workload,
-)
-from icljax import config as config_lib
+from icljax import checkpoints
+from icljax.comparison.job import prepare
 from icljax.errors import UserError
-from icljax.job import prepare
+from icljax.experiments import compare, pretrain
+from icljax.experiments import config as config_lib
+from icljax.preflight import check, hardware, hlo, workload
+from icljax.runtime import sharding
 
 ROOT = Path(__file__).parents[1]
-SHAPES_ONLY = preflight.Options(compile=False)
+SHAPES_ONLY = check.Options(compile=False)
 
 
 def sst2(model="fairseq-1.3b", **changes):
@@ -42,8 +36,8 @@ def sst2(model="fairseq-1.3b", **changes):
 
 
 def examined(config, topology, options=SHAPES_ONLY):
-    job = preflight.make_job(config, options)
-    return preflight.examine(job, hardware.parse(topology), options)
+    job = check.make_job(config, options)
+    return check.examine(job, hardware.parse(topology), options)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +80,7 @@ def test_work_of_the_papers_job():
     config = sst2(
         num_demonstrations=32, **{"eval.num_examples": 0, "eval.tokens_per_batch": 16_384}
     )
-    decoder = preflight.model_decoder(sst2(model="fairseq-1.3b"))
+    decoder = check.model_decoder(sst2(model="fairseq-1.3b"))
     work = workload.make_work(config, decoder, workload.LENGTHS["sst2"])
     assert work.demonstrations.train.shape[:2] == (3, 32)
     assert int((work.evaluation.example >= 0).sum()) == 872
@@ -130,11 +124,11 @@ def test_every_program_of_a_real_job_was_foreseen(tiny_folder, reviews, tmp_path
     def end(*_):
         raise EndOfJobError
 
-    make_programs = experiment.make_programs
-    monkeypatch.setattr(experiment, "make_programs", recorded)
-    monkeypatch.setattr(experiment.results, "example_arrays", end)
+    make_programs = compare.make_programs
+    monkeypatch.setattr(compare, "make_programs", recorded)
+    monkeypatch.setattr(compare.results, "example_arrays", end)
     with pytest.raises(EndOfJobError):
-        experiment.run(config, tmp_path / "job", Console(quiet=True))
+        compare.run(config, tmp_path / "job", Console(quiet=True))
 
     checkpoint = checkpoints.open_checkpoint(config.model)
     job = prepare(config, checkpoint, lambda _: None)
@@ -163,7 +157,7 @@ def small():
     """A small decoder's job on one device, with its programs."""
     config = sst2("fairseq-125m", num_demonstrations=4, dtype="float32", **{"controls.names": ()})
     config.eval.tokens_per_batch, config.eval.num_examples = 512, 32
-    job = preflight.make_job(config, SHAPES_ONLY)
+    job = check.make_job(config, SHAPES_ONLY)
     small = {"width": 48, "mlp_width": 96, "num_layers": 3, "vocab_size": 512, "head_width": 16}
     decoder = dataclasses.replace(job.decoder, num_heads=4, num_kv_heads=4, **small)
     job = dataclasses.replace(job, decoder=decoder)
@@ -174,7 +168,7 @@ def small():
 def test_what_programs_hand_each_other(small):
     calls, programs = small
     for call in calls:
-        program = getattr(programs, call.name, preflight._stack)
+        program = getattr(programs, call.name, check._stack)
         out = jax.eval_shape(program, *call.arguments)
         if call.outputs is not None:
             assert signature(out) == signature(call.outputs), call.name
@@ -193,9 +187,9 @@ def test_closed_forms_are_what_is_compiled(small, name):
 
 
 def test_a_larger_model_axis_needs_less_and_talks_more():
-    job = preflight.make_job(sst2("fairseq-13b"), SHAPES_ONLY)
+    job = check.make_job(sst2("fairseq-13b"), SHAPES_ONLY)
     topology = hardware.parse("gpu:8xa100-40")
-    one, four = (preflight.from_shapes(job, topology, model) for model in (1, 4))
+    one, four = (check.from_shapes(job, topology, model) for model in (1, 4))
     assert not one.fits
     assert four.needed < one.needed
     sent = [sum(row.sent for row in verdict.rows) for verdict in (one, four)]
@@ -204,10 +198,10 @@ def test_a_larger_model_axis_needs_less_and_talks_more():
 
 def test_the_smallest_model_axis_that_fits_is_chosen():
     report = examined(sst2("fairseq-13b"), "gpu:8xa100-40")
-    job = preflight.make_job(sst2("fairseq-13b"), SHAPES_ONLY)
+    job = check.make_job(sst2("fairseq-13b"), SHAPES_ONLY)
     assert report.asked.fits
     assert report.asked.model > 1
-    smaller = preflight.from_shapes(job, report.asked.topology, report.asked.model // 2)
+    smaller = check.from_shapes(job, report.asked.topology, report.asked.model // 2)
     assert not smaller.fits
 
 
@@ -242,9 +236,9 @@ def test_seconds_of_an_operation_and_a_collective():
     topology = hardware.Topology("x", chip, 2, tpu=True)
     collective = hlo.Collective("all-gather", 10, 2, "")  # sends 10 bytes
     work = Counter({hlo.Work(200.0, 1.0): 3, hlo.Work(1.0, 70.0): 1})
-    got = preflight.seconds(hlo.Cost(work, Counter({collective: 2})), topology)
-    operations = 3 * 200 / (preflight.MATRIX_SHARE * 100) + 70 / (preflight.MEMORY_SHARE * 10)
-    talk = 2 * (10 / (preflight.LINK_SHARE * 5) + preflight.COLLECTIVE_SECONDS)
+    got = check.seconds(hlo.Cost(work, Counter({collective: 2})), topology)
+    operations = 3 * 200 / (check.MATRIX_SHARE * 100) + 70 / (check.MEMORY_SHARE * 10)
+    talk = 2 * (10 / (check.LINK_SHARE * 5) + check.COLLECTIVE_SECONDS)
     assert math.isclose(got, operations + talk)
 
 
@@ -255,9 +249,9 @@ def test_pretraining():
     step = report.asked.rows[0]
     assert step.name == "softmax: step"
     assert step.calls == config.train.steps * len(config.seeds)
-    state = preflight.from_shapes(preflight.make_job(config, SHAPES_ONLY), report.asked.topology, 1)
+    state = check.from_shapes(check.make_job(config, SHAPES_ONLY), report.asked.topology, 1)
     decoder = pretrain.decoder_config(config, "softmax", config.text.vocab_size)
-    size = sum(x.size for x in jax.tree.leaves(experiment.shapes(decoder)))
+    size = sum(x.size for x in jax.tree.leaves(compare.shapes(decoder)))
     assert state.rows[0].arguments >= 12 * size  # parameters and two moments, float32
 
 
@@ -285,7 +279,7 @@ def test_a_compiler_that_gave_up_says_how_much_it_wanted():
     row = examined(sst2(), "gpu:1xh100").asked.rows[0]
     row = row._replace(arguments=1 << 30, outputs=0, temporaries=0)
     message = "Ran out of memory in memory space hbm. Used 20.00G of 15.75G hbm."
-    assert preflight._too_large(message, row) == 19 << 30
+    assert check._too_large(message, row) == 19 << 30
 
 
 def command(*flags, cwd=ROOT):

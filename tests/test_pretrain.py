@@ -18,9 +18,13 @@ from conftest import WORDS, make_tokenizer
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from icljax import checkpoints, corpus, export, pretrain, sharding, train
+from icljax import checkpoints
+from icljax.checkpoints import save
+from icljax.data import corpus
 from icljax.errors import UserError
-from icljax.model import Decoder, DecoderConfig, init_params
+from icljax.experiments import pretrain, train
+from icljax.models.decoder import Decoder, DecoderConfig, init_params
+from icljax.runtime import sharding
 
 VARIANTS = "softmax; momentum learn=ema"
 
@@ -216,7 +220,7 @@ def test_export_and_open_again(tmp_path, kind):
     leaves, tree = jax.tree.flatten(params)
     leaves = [x + 0.1 * jnp.arange(x.size).reshape(x.shape) / x.size for x in leaves]
     params = jax.tree.unflatten(tree, leaves)
-    export.save(tmp_path / "m", config, params, make_tokenizer(), 0, 1)
+    save.save(tmp_path / "m", config, params, make_tokenizer(), 0, 1)
     checkpoint = checkpoints.open_checkpoint(str(tmp_path / "m"))
     assert checkpoint.config == config
     loaded = checkpoints.load_params(tmp_path / "m", config)
@@ -227,7 +231,7 @@ def test_export_and_open_again(tmp_path, kind):
 _SHARDED = """
 import sys, numpy as np, jax
 from icljax import pretrain, sharding, train
-from icljax.model import DecoderConfig
+from icljax.models.decoder import DecoderConfig
 kinds = pretrain.parse_variant("momentum,delta learn=ema")
 decoder = DecoderConfig(64, 2, 16, 32, 4, 4, 4, 32, attention=kinds)
 config = pretrain.default().train

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from conftest import make_tokenizer
 
-from icljax import prompts
-from icljax.data import Split
+from icljax.data import prompts
+from icljax.data.datasets import Split
+from icljax.data.prompts import Query
+from icljax.data.tasks import Task
 from icljax.errors import UserError
-from icljax.prompts import Query
-from icljax.tasks import Task
 
 IDS = {"<bos>": 0, "<eos>": 1}
 ANSWERS = ((7,), (8, 9))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from icljax import config as config_lib
+from icljax.experiments import config as config_lib
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

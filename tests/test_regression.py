@@ -11,8 +11,10 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from icljax import attention, regression, regression_report
+from icljax import attention
 from icljax.errors import UserError
+from icljax.experiments import regression
+from icljax.reports import regression_report
 
 RATES, CORRECTIONS = (0.7, 0.4, 0.9), (0.2, -0.1, 0.3)
 KINDS = ("linear", "linear_momentum", "retention", "delta", "delta_momentum", "delta_decay")

@@ -1,4 +1,4 @@
-"""The report of made-up numbers, laid out by icljax.results itself so that they cannot drift."""
+"""The report of made-up numbers, laid out by `results` itself so that they cannot drift."""
 
 import copy
 import io
@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from icljax import config as config_lib
-from icljax import figures, report, results
-from icljax.compare import Similarity
-from icljax.grid import Chosen, Dose
-from icljax.programs import Comparison
-from icljax.tasks import get_task
+from icljax.comparison import results
+from icljax.comparison.grid import Chosen, Dose
+from icljax.comparison.pairs import Similarity
+from icljax.comparison.programs import Comparison
+from icljax.data.tasks import get_task
+from icljax.experiments import config as config_lib
+from icljax.reports import figures, report
 
 SEEDS, EXAMPLES, LAYERS = (3, 7), 16, 5
 CONTROL_EXAMPLES = SELECTION_EXAMPLES = 8
@@ -100,7 +101,7 @@ def make_job(stand_in="", answers=None):
 
 def make_controls(names):
     return {
-        name: make_comparison(i, CONTROL_EXAMPLES, config_lib.CONTROLS[name])
+        name: make_comparison(i, CONTROL_EXAMPLES, config_lib.CONTROLS[name].kind)
         for i, name in enumerate(names, 1)
     }
 
@@ -214,7 +215,7 @@ def test_intervals_are_over_seeds_and_examples(summary, arrays):
 
 def test_the_job_is_held_against_a_control_on_the_controls_examples(summary, arrays):
     for i, (name, control) in enumerate(summary["controls"].items(), 1):
-        kind = config_lib.CONTROLS[name]
+        kind = config_lib.CONTROLS[name].kind
         other = results.example_arrays(make_job(), make_comparison(i, CONTROL_EXAMPLES, kind))
         own = {k: arrays[k][:, :CONTROL_EXAMPLES] for k in ("sim_aou", "pred_icl")}
         assert (control["kind"], control["evaluated"]) == (kind, CONTROL_EXAMPLES)

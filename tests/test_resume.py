@@ -20,8 +20,8 @@ import pytest
 from test_experiment import run, tiny_config
 from test_main import ROOT, tiny_flags
 
-from icljax import chunks, runtime
 from icljax.errors import UserError
+from icljax.runtime import chunks, processes
 
 
 def job_config(folder, reviews, runs=3):
@@ -59,9 +59,9 @@ def interrupt(monkeypatch, after):
     def stop():
         left[0] -= 1
         if left[0] == 0:
-            raise runtime.Stopped("stopped")
+            raise processes.Stopped("stopped")
 
-    monkeypatch.setattr(runtime, "stop_if_asked", stop)
+    monkeypatch.setattr(processes, "stop_if_asked", stop)
 
 
 def test_interrupted_after_every_other_chunk(whole, tmp_path, monkeypatch):
@@ -71,7 +71,7 @@ def test_interrupted_after_every_other_chunk(whole, tmp_path, monkeypatch):
         interrupt(monkeypatch, 2)
         try:
             run(config, tmp_path / "job")
-        except runtime.Stopped:
+        except processes.Stopped:
             starts += 1
             assert len(committed(tmp_path / "job")) == 2 * starts
     assert starts >= 4
@@ -83,7 +83,7 @@ def stopped(whole, tmp_path, monkeypatch):
     """(config, uninterrupted job, workdir of the same job stopped after its fourth commit)."""
     config, path = whole
     interrupt(monkeypatch, 4)
-    with pytest.raises(runtime.Stopped):
+    with pytest.raises(processes.Stopped):
         run(config, tmp_path / "job")
     monkeypatch.undo()
     return config, path, tmp_path / "job"
@@ -280,7 +280,7 @@ def test_sigterm_ends_after_a_commit_with_its_own_code(tiny_folder, reviews, tmp
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     said = process.communicate()[1]
-    assert process.returncode == runtime.STOPPED, said
+    assert process.returncode == processes.STOPPED, said
     assert "the same command continues" in said
     assert "Traceback" not in said
     number = len(committed(tmp_path / "job"))

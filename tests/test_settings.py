@@ -10,10 +10,12 @@ import optax
 import pytest
 from conftest import make_tokenizer
 
-from icljax import mixing, prompts, settings
-from icljax.model import Decoder, DecoderConfig, init_params
-from icljax.prompts import Query
-from icljax.tasks import Task
+from icljax.attention import mixing
+from icljax.comparison import settings
+from icljax.data import prompts
+from icljax.data.prompts import Query
+from icljax.data.tasks import Task
+from icljax.models.decoder import Decoder, DecoderConfig, init_params
 
 LLAMA = DecoderConfig(
     vocab_size=400,

@@ -10,10 +10,11 @@ from rich.console import Console
 from test_tables import job, real  # noqa: F401 - `real` is a fixture
 
 from configs import findings, paper
-from icljax import config as config_lib
-from icljax import experiment, runtime, sweep, workdir
-from icljax import paper as published
 from icljax.errors import UserError
+from icljax.experiments import compare, sweep
+from icljax.experiments import config as config_lib
+from icljax.reports import paper as published
+from icljax.runtime import processes, workdir
 
 
 def sweep_config(**changes):
@@ -46,8 +47,8 @@ def jobs(monkeypatch, real):  # noqa: F811
         workdir.save_results(path, result)
         return result
 
-    monkeypatch.setattr(experiment, "run", stub)
-    monkeypatch.setattr(runtime, "_asked", [])
+    monkeypatch.setattr(compare, "run", stub)
+    monkeypatch.setattr(processes, "_asked", [])
     return calls, fail
 
 
@@ -138,19 +139,19 @@ def test_a_mistake_of_ours_is_not_swallowed(jobs, tmp_path):
 
 def test_asked_to_stop_it_stops_between_jobs_and_goes_on_later(jobs, monkeypatch, tmp_path):
     calls, _ = jobs
-    stub = experiment.run
+    stub = compare.run
 
     def stopping(config, path, console):
         if path.name == "mr_two":
             os.kill(os.getpid(), signal.SIGTERM)
         return stub(config, path, console)
 
-    monkeypatch.setattr(experiment, "run", stopping)
-    with pytest.raises(runtime.Stopped):
+    monkeypatch.setattr(compare, "run", stopping)
+    with pytest.raises(processes.Stopped):
         run(sweep_config(), tmp_path)
     assert calls == ["mr_one", "mr_two"]
-    monkeypatch.setattr(runtime, "_asked", [])
-    monkeypatch.setattr(experiment, "run", stub)
+    monkeypatch.setattr(processes, "_asked", [])
+    monkeypatch.setattr(compare, "run", stub)
     run(sweep_config(), tmp_path)
     assert calls == [*FOLDERS, *(f"{f}_k8" for f in FOLDERS)]  # none twice
     assert (tmp_path / "report.html").is_file()

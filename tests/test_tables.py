@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from test_report import make_comparison, make_job, make_results
 
-from icljax import paper, results, study, tables
+from icljax.comparison import results
 from icljax.errors import UserError
+from icljax.reports import paper, study, tables
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """Results of one job, made by icljax.results itself, with every control."""
+    """Results of one job, made by icljax.comparison.results itself, with every control."""
     folder = tmp_path_factory.mktemp("model")
     arrays = results.example_arrays(make_job(), make_comparison())
     return make_results(folder, arrays, names=tuple(study.CONTROLS))

@@ -4,10 +4,10 @@ import re
 import numpy as np
 import pytest
 
-from icljax import config as config_lib
-from icljax import data, sources
+from icljax.data import datasets, sources
+from icljax.data.tasks import TASKS, get_task, layout_of, template_fields
 from icljax.errors import UserError
-from icljax.tasks import TASKS, get_task, layout_of, template_fields
+from icljax.experiments import config as config_lib
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ ROWS = [
 @pytest.mark.parametrize(("source", "row", "expected"), ROWS, ids=[row[0] for row in ROWS])
 def test_rows(source, row, expected):
     task = next((t for t in TASKS.values() if source in t.sources), TASKS["arc_easy"])
-    layout = data._fitting(layout_of(source, task), [row], task)
-    (split,), _ = data._convert([("s", rows_of([row]))], layout, task)
+    layout = datasets._fitting(layout_of(source, task), [row], task)
+    (split,), _ = datasets._convert([("s", rows_of([row]))], layout, task)
     choices = split.choices[0] if split.choices else []
     candidate = task.candidates(split.fields[0], choices)[split.labels[0]]
     assert " ".join(filter(None, [task.prompt(split.fields[0]), *candidate])) == expected
@@ -281,7 +281,7 @@ def load_parts(folder, name):
     settings = config_lib.default().data
     settings.source = f"jsonl:{folder}"
     settings.train_split, settings.validation_split = "val[:1]", "val[1:]"
-    return data.load(settings, TASKS[name])
+    return datasets.load(settings, TASKS[name])
 
 
 @pytest.mark.parametrize(("name", "rows", "right"), PUBLISHED)
@@ -388,7 +388,7 @@ def test_sources_are_as_tfds_specifies_them(name, source):
     with sources._without_tensorflow():
         features = sources._tfds_builder(source.removeprefix("tfds:")).info.features
         row = sources._plain(made_up(features))
-    data._convert([("s", rows_of([row]))], layout, task)
+    datasets._convert([("s", rows_of([row]))], layout, task)
     names = getattr(dict(features).get(layout.label), "names", None)
     assert names == (LABELS[name].split() if name in LABELS else None)
     assert not layout.label_order

@@ -19,10 +19,12 @@ import pytest
 from conftest import tiny_llama_config
 from safetensors.numpy import load_file, save_file
 
-from icljax import families, sharding, tensors
+from icljax.checkpoints import stream
 from icljax.errors import UserError
-from icljax.families import Leaf, Plan
-from icljax.model import DecoderConfig, init_params
+from icljax.models import families
+from icljax.models.decoder import DecoderConfig, init_params
+from icljax.models.families import Leaf, Plan
+from icljax.runtime import sharding
 
 HERE = Path(__file__)
 MIB, GIB = 2**20, 2**30
@@ -53,7 +55,7 @@ PATTERNS = {
 
 
 def read(folder, plan, **changes):
-    return tensors.load(folder, plan, dataclasses.replace(CONFIG, **changes))
+    return stream.load(folder, plan, dataclasses.replace(CONFIG, **changes))
 
 
 def write(folder, arrays):
@@ -66,7 +68,7 @@ def write(folder, arrays):
 @pytest.mark.parametrize("block", [1, 100, 1 << 20])  # bytes: a row, a few, all
 @pytest.mark.parametrize("stacked", [False, True])
 def test_patterns(tmp_path, monkeypatch, stacked, block):
-    monkeypatch.setattr(tensors, "BLOCK", block)
+    monkeypatch.setattr(stream, "BLOCK", block)
     rng = np.random.default_rng(0)
     arrays, leaves, expected = {}, {}, {}
     for i, (pattern, (shape, in_numpy)) in enumerate(PATTERNS.items()):
@@ -84,11 +86,11 @@ def test_patterns(tmp_path, monkeypatch, stacked, block):
 @pytest.mark.parametrize("pattern", list(PATTERNS))
 def test_any_part_of_a_leaf(tmp_path, monkeypatch, pattern, block):
     """Each axis cut in two, the layers too: what two devices keep."""
-    monkeypatch.setattr(tensors, "BLOCK", block)
+    monkeypatch.setattr(stream, "BLOCK", block)
     shape, in_numpy = PATTERNS[pattern]
     layers = np.random.default_rng(0).standard_normal((3, *shape), np.float32)
     write(tmp_path, {f"t.{layer}": x for layer, x in enumerate(layers)})
-    stored = tensors.read_headers(tmp_path)
+    stored = stream.read_headers(tmp_path)
     whole = np.stack([in_numpy(x) for x in layers])
     leaf = Leaf("t.{}", pattern, part=1)
     for axis, size in enumerate(whole.shape):
@@ -96,19 +98,19 @@ def test_any_part_of_a_leaf(tmp_path, monkeypatch, pattern, block):
         indices = [
             (*(slice(None),) * axis, part, *(slice(None),) * 9)[: whole.ndim] for part in cut
         ]
-        shards = [tensors._empty_shard(leaf, i, whole.shape, ("x",), CONFIG) for i in indices]
+        shards = [stream._empty_shard(leaf, i, whole.shape, ("x",), CONFIG) for i in indices]
         for layer in range(3):
-            tensors._read_tensor(stored[f"t.{layer}"], layer, shards, SIZES)
+            stream._read_tensor(stored[f"t.{layer}"], layer, shards, SIZES)
         for index, shard in zip(indices, shards, strict=True):
             np.testing.assert_array_equal(shard.data, whole[index], strict=True)
 
 
-@pytest.mark.parametrize("dtype", list(tensors.DTYPES))
+@pytest.mark.parametrize("dtype", list(stream.DTYPES))
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_stored_types(tmp_path, dtype, compute):
-    values = np.random.default_rng(0).standard_normal((11, 6)).astype(tensors.DTYPES[dtype])
+    values = np.random.default_rng(0).standard_normal((11, 6)).astype(stream.DTYPES[dtype])
     about = {"x": (dtype, (11, 6))}
-    tensors.write(tmp_path, about, {"x": values}.__getitem__)
+    stream.write(tmp_path, about, {"x": values}.__getitem__)
     plan = Plan({("a", "key"): Leaf("x", "V D -> D V"), ("b",): Leaf("x", "V D -> V D", add=1.0)})
     got = read(tmp_path, plan, dtype=compute)
     np.testing.assert_array_equal(got["a"]["key"], values.astype(np.float32).T, strict=True)
@@ -119,14 +121,14 @@ def test_stored_types(tmp_path, dtype, compute):
 def test_each_byte_is_read_once(tmp_path, monkeypatch):
     """The parts of a joint tensor are read together."""
     seen = []
-    blocks = tensors._blocks
+    blocks = stream._blocks
 
     def spy(*args):
         for start, block in blocks(*args):
             seen.append(block.nbytes)
             yield start, block
 
-    monkeypatch.setattr(tensors, "_blocks", spy)
+    monkeypatch.setattr(stream, "_blocks", spy)
     write(tmp_path, {f"x{i}": np.zeros((36, 6), np.float32) for i in range(3)})
     leaf = Leaf("x{}", "(H 3 K) D -> D H K")
     read(tmp_path, Plan({("p", str(i)): leaf._replace(part=i) for i in range(3)}))
@@ -135,12 +137,12 @@ def test_each_byte_is_read_once(tmp_path, monkeypatch):
 
 def test_only_what_a_process_keeps_is_read(monkeypatch, tmp_path):
     """Rows that none of the shards wants are skipped."""
-    monkeypatch.setattr(tensors, "BLOCK", 24)  # one row
+    monkeypatch.setattr(stream, "BLOCK", 24)  # one row
     rows = np.arange(66, dtype=np.float32).reshape(11, 6)
     write(tmp_path, {"x": rows})
-    stored = tensors.read_headers(tmp_path)["x"]
+    stored = stream.read_headers(tmp_path)["x"]
     needs = [range(1, 3), range(2, 4), range(8, 9)]
-    got = {start: block.copy() for start, block in tensors._blocks(stored, (11, 6), needs)}
+    got = {start: block.copy() for start, block in stream._blocks(stored, (11, 6), needs)}
     assert list(got) == [1, 2, 3, 8]
     for start, block in got.items():
         np.testing.assert_array_equal(block, rows[start : start + 1])
@@ -149,7 +151,7 @@ def test_only_what_a_process_keeps_is_read(monkeypatch, tmp_path):
 def test_the_memory_that_was_filled_is_the_array():
     """On CPU, JAX takes the memory as it is; were it copied, the peak would be twice the model."""
     for shape in ((3, 5), (1000, 7), (2, 3, 4)):
-        memory = tensors.aligned(shape, np.dtype(ml_dtypes.bfloat16))
+        memory = stream.aligned(shape, np.dtype(ml_dtypes.bfloat16))
         memory[:] = 1
         array = jax.device_put(memory, jax.devices("cpu")[0])
         assert array.unsafe_buffer_pointer() == memory.ctypes.data
@@ -171,8 +173,8 @@ def test_write_as_the_package_reads(tmp_path, limit, count):
     arrays["x1"] = arrays["x1"].astype(np.float32)
     names = {np.dtype("float32"): "F32", np.dtype(ml_dtypes.bfloat16): "BF16"}
     about = {n: (names[x.dtype], x.shape) for n, x in arrays.items()}
-    tensors.write(tmp_path, about, arrays.__getitem__, limit=limit)
-    files = tensors.weight_files(tmp_path)
+    stream.write(tmp_path, about, arrays.__getitem__, limit=limit)
+    files = stream.weight_files(tmp_path)
     assert len(files) == len(list(tmp_path.glob("*.safetensors"))) == count
     got = {name: x for file in files for name, x in load_file(file).items()}
     assert got.keys() == arrays.keys()
@@ -191,10 +193,10 @@ def test_a_quantised_form(tmp_path):
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path):
     write(tmp_path, {"x": np.zeros((11, 6), np.float32)})
-    stored = tensors.read_headers(tmp_path)["x"]
+    stored = stream.read_headers(tmp_path)["x"]
     os.truncate(stored.file, stored.offset + 40)
     with pytest.raises(UserError, match="shorter than a moment ago"):
-        list(tensors._blocks(stored, (11, 6), [range(11)]))
+        list(stream._blocks(stored, (11, 6), [range(11)]))
 
 
 # ---- Memory ------------------------------------------------------------------------------------
@@ -225,8 +227,8 @@ def synthetic(folder, hf, fill, limit):
     plan, sizes = families.plan(hf, config), families.axis_sizes(config)
     about = {}
     for leaf in plan.leaves.values():
-        groups = tensors.parse(leaf.pattern).groups
-        shape = tuple(int(np.prod([tensors._size(a, sizes) for a in group])) for group in groups)
+        groups = stream.parse(leaf.pattern).groups
+        shape = tuple(int(np.prod([stream._size(a, sizes) for a in group])) for group in groups)
         for layer in range(config.num_layers if "{}" in leaf.tensor else 1):
             about[leaf.name("model.", layer)] = ("BF16", shape)
     (folder / "config.json").write_text(json.dumps(hf))
@@ -236,15 +238,15 @@ def synthetic(folder, hf, fill, limit):
         def get(name):
             return rng.standard_normal(about[name][1], np.float32).astype(ml_dtypes.bfloat16)
 
-        tensors.write(folder, about, get, limit)
+        stream.write(folder, about, get, limit)
         return folder
     weights = {}
-    for i, names in enumerate(tensors._split(about, limit)):
+    for i, names in enumerate(stream._split(about, limit)):
         with (folder / f"{i}.safetensors").open("wb") as f:
-            tensors._write_header(f, {name: about[name] for name in names})
-            f.truncate(f.tell() + sum(tensors._bytes(*about[name]) for name in names))
+            stream._write_header(f, {name: about[name] for name in names})
+            f.truncate(f.tell() + sum(stream._bytes(*about[name]) for name in names))
         weights |= dict.fromkeys(names, f"{i}.safetensors")
-    (folder / tensors.INDEX).write_text(json.dumps({"weight_map": weights}))
+    (folder / stream.INDEX).write_text(json.dumps({"weight_map": weights}))
     return folder
 
 
@@ -252,7 +254,7 @@ def main(folder, model, block, coordinator, process):
     """Loads a folder, on a mesh of all devices where `model` is not 0; prints bytes."""
     if coordinator:
         jax.distributed.initialize(coordinator, 2, int(process))
-    tensors.BLOCK = int(block)
+    stream.BLOCK = int(block)
     hf = json.loads((Path(folder) / "config.json").read_text())
     config = dataclasses.replace(families.decoder_config(hf, folder), dtype="bfloat16")
     where = None
@@ -262,11 +264,11 @@ def main(folder, model, block, coordinator, process):
     plan = families.plan(hf, config)
     jax.block_until_ready(jnp.zeros(8) + 1)
     before = _memory("VmRSS")
-    params = tensors.load(Path(folder), plan, config, where)
+    params = stream.load(Path(folder), plan, config, where)
     peak = _memory("VmHWM")
     leaves = jax.tree.leaves(params)
     kept = [{str(s.index): s.data.nbytes for s in x.addressable_shards} for x in leaves]
-    same = not os.environ.get("VALUES") or _equal(params, tensors.load(Path(folder), plan, config))
+    same = not os.environ.get("VALUES") or _equal(params, stream.load(Path(folder), plan, config))
     own = sum(sum(shards.values()) for shards in kept)
     total = sum(x.nbytes for x in leaves)
     print(json.dumps({"own": own, "total": total, "before": before, "peak": peak, "same": same}))
@@ -317,7 +319,7 @@ def show(got):
 @pytest.mark.parametrize(("devices", "model"), [(1, 0), (8, 8), (8, 2)])
 def test_memory_of_a_small_model(small, devices, model):
     """Eight threads with a block of 1 MiB each; a copy of one MLP matrix would be 32 MiB more."""
-    assert len(tensors.weight_files(small)) > 5
+    assert len(stream.weight_files(small)) > 5
     got = result(start(small, devices, model, MIB, values="compare"))
     show(got)
     assert got["same"]
@@ -329,8 +331,8 @@ def test_memory_of_a_small_model(small, devices, model):
 @pytest.mark.slow
 @pytest.mark.parametrize(("devices", "model"), [(1, 0), (8, 8), (8, 2), (8, 1)])
 def test_memory_of_a_large_model(tmp_path, devices, model):
-    folder = synthetic(tmp_path, LARGE, fill=False, limit=tensors.SHARD)
-    got = result(start(folder, devices, model, tensors.BLOCK))
+    folder = synthetic(tmp_path, LARGE, fill=False, limit=stream.SHARD)
+    got = result(start(folder, devices, model, stream.BLOCK))
     show(got)
     assert got["own"] == got["total"] > 3 * GIB
     assert got["peak"] < got["own"] + GIB
@@ -341,11 +343,11 @@ def test_memory_of_a_large_model(tmp_path, devices, model):
 @pytest.mark.parametrize("model", [8, 4])
 def test_memory_of_two_processes(tmp_path, model):
     """Each reads and keeps its part: half the model, or (two copies of it on the mesh) all."""
-    folder = synthetic(tmp_path, LARGE, fill=False, limit=tensors.SHARD)
+    folder = synthetic(tmp_path, LARGE, fill=False, limit=stream.SHARD)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
-    both = [start(folder, 4, model, tensors.BLOCK, coordinator, i) for i in range(2)]
+    both = [start(folder, 4, model, stream.BLOCK, coordinator, i) for i in range(2)]
     for got in map(result, both):
         show(got)
         assert got["own"] < (0.51 if model == 8 else 1.01) * got["total"]

@@ -12,7 +12,8 @@ import pytest
 from test_main import ROOT, tiny_flags
 from test_tables import job, real  # noqa: F401
 
-from icljax import chunks, report, terminal, workdir
+from icljax.reports import report
+from icljax.runtime import chunks, terminal, workdir
 
 
 def python(code, **options):
@@ -27,7 +28,7 @@ def python(code, **options):
 
 
 PRINTS = r"""
-from icljax import terminal
+from icljax.runtime import terminal
 def main():
     console = terminal.Console()
     console.print("57.9 \N{PLUS-MINUS SIGN} 8.1 \N{RIGHTWARDS ARROW} \u2588 \udcff")
@@ -83,7 +84,7 @@ def test_the_last_table_is_whole_on_any_terminal(
 )
 def test_one_line_and_a_code(error, code, line):
     done = python(
-        "from icljax import terminal\nfrom icljax.errors import UserError\n"
+        "from icljax.runtime import terminal\nfrom icljax.errors import UserError\n"
         f"def main(): raise {error}\nterminal.run(main)"
     )
     assert done.returncode == code
@@ -93,7 +94,7 @@ def test_one_line_and_a_code(error, code, line):
 
 
 def test_a_mistake_of_ours_keeps_its_traceback():
-    done = python("from icljax import terminal\nterminal.run(lambda: 1 / 0)")
+    done = python("from icljax.runtime import terminal\nterminal.run(lambda: 1 / 0)")
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
 
@@ -101,7 +102,7 @@ def test_a_mistake_of_ours_keeps_its_traceback():
 def test_whoever_reads_the_output_may_go_away(tmp_path):
     """`| head -1`: nothing more is shown, and the job goes on to its end."""
     code = (
-        "import sys; from icljax import terminal\n"
+        "import sys; from icljax.runtime import terminal\n"
         "def main():\n"
         "    console = terminal.Console()\n"
         "    for i in range(100_000): console.print(i)\n"
@@ -124,7 +125,7 @@ def test_whoever_reads_the_output_may_go_away(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
 def test_a_full_disk_under_the_output(tmp_path):
     code = (
-        "from icljax import terminal\n"
+        "from icljax.runtime import terminal\n"
         f"def main(): terminal.Console().print('x'); open({str(tmp_path / 'done')!r}, 'w')\n"
         "terminal.run(main)"
     )
@@ -142,7 +143,7 @@ def test_a_full_disk_under_the_output(tmp_path):
 
 INTERRUPTED = """
 import os, signal, sys
-from icljax import terminal
+from icljax.runtime import terminal
 def main():
     class Lost:
         def __del__(self): os.kill(os.getpid(), signal.SIGINT)
@@ -168,7 +169,7 @@ def test_ctrl_c_while_modules_are_imported(module):
         "    def find_spec(self, name, *_):\n"
         "        if name in ('logging', 'argparse', 'dataclasses') or 'absl' in name:\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
-        "import icljax.terminal\n"
+        "import icljax.runtime.terminal\n"
         "for name in ('logging', 'argparse', 'dataclasses'): sys.modules.pop(name, None)\n"
         "sys.meta_path.insert(0, Finder())\n"
         f"runpy.run_module('icljax.{module}', run_name='__main__')"

@@ -19,10 +19,11 @@ from tokenizers import (
     trainers,
 )
 
-from icljax import bpe, checkpoints, joins, prompts
-from icljax.data import Split
+from icljax.checkpoints import load as checkpoints
+from icljax.data import bpe, joins, prompts
+from icljax.data.datasets import Split
+from icljax.data.tasks import Task
 from icljax.errors import UserError
-from icljax.tasks import Task
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 IDS = {"<bos>": 1, "<eos>": 2}

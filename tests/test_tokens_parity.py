@@ -6,7 +6,7 @@ import warnings
 import pytest
 from test_tokens import IDS, LINES, SPECIAL, STYLES, read, save_folder
 
-from icljax import bpe
+from icljax.data import bpe
 
 with warnings.catch_warnings():  # what importing it warns of is none of our business
     warnings.simplefilter("ignore")

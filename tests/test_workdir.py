@@ -9,8 +9,8 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from icljax import workdir
 from icljax.errors import UserError
+from icljax.runtime import workdir
 
 CONFIG = ConfigDict({"a": 1, "b": {"c": (1, 2)}})
 

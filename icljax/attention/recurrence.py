@@ -1,0 +1,367 @@
+"""Attention as an optimizer: each kind of attention, and the optimizer step that it is.
+
+The linear family is one recurrence on a matrix S, a linear map from keys to values that is
+trained on the prompt as it is read, one token a step:
+
+    M_t = eta M_{t-1} - beta_t dl/dS(S_{t-1}; k_t, v_t),   S_t = alpha S_{t-1} + M_t,   out S_t q_t
+
+with the in-context loss l = -<S k, v> ("dot") or l = |S k - v|^2 / 2 ("square"). Momentum
+attention (Dai et al. 2023, section 5) adds EMA(V)_t = sum_{i<t} eta^(t-i) v_i to any kind.
+docs/attention.md holds the table "attention kind = optimizer".
+
+Every kind has three forms that agree: `recurrent` (one token, constant state), `parallel`
+(quadratic; any visibility that is a tree, such as packed queries) and `chunked` (matrix products,
+linear in the length). A chunk is the parallel form on C tokens, so both share `write` and `read`.
+
+Shape glossary: B rows, S tokens of a row, C tokens of a chunk, N chunks, G key/value heads,
+J query heads of a group, K key width, V value width. Products take the inputs' dtype and
+accumulate in float32 (float64 for float64); states are in that accumulator's dtype.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from icljax.attention.kinds import Kind, has_momentum
+
+CHUNK = 64
+
+
+class Rates(NamedTuple):
+    """The optimizer's numbers of one layer.
+
+    Attributes:
+        eta, alpha: [G].
+        beta: [B, S, G].
+        ema: [G].
+    """
+
+    eta: jax.Array
+    alpha: jax.Array
+    beta: jax.Array
+    ema: jax.Array
+
+
+class Memory(NamedTuple):
+    """What tokens leave behind in one layer, of constant size.
+
+    Attributes:
+        s: [..., G, V, K], the map from keys to values; for linear attention it is dW_ICL.
+        m: [..., G, V, K], its momentum.
+        ema: [..., G, V], sum_{i<=t} eta^(t-i) v_i.
+    """
+
+    s: jax.Array
+    m: jax.Array
+    ema: jax.Array
+
+
+class Decay(NamedTuple):
+    """What is left of earlier writes u_i k_i^T, for one head and C tokens.
+
+    Attributes:
+        now: [C, C], weight of write i in S_t; 0 where t does not see i.
+        before: [C, C], the same in S_{t-1}, strictly earlier writes only.
+        now_s, now_m: [C], weights of the first S and M in S_t.
+        before_s, before_m: [C], the same in S_{t-1}.
+        end, end_momentum: [C], weights of each write in the last S and M.
+        last: [3], weights in the last S of the first S, of the first M; in the last M of that.
+    """
+
+    now: jax.Array
+    before: jax.Array
+    now_s: jax.Array
+    now_m: jax.Array
+    before_s: jax.Array
+    before_m: jax.Array
+    end: jax.Array
+    end_momentum: jax.Array
+    last: jax.Array
+
+
+def accumulator(dtype: Any) -> Any:
+    """The dtype of sums and states for inputs of `dtype`: float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def dot(spec: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
+    """Einsum with operands in `dtype`, summed in its accumulator; float32 means float32."""
+    exact = None if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+    kwargs = {"precision": exact, "preferred_element_type": accumulator(dtype)}
+    a, b = a.astype(dtype), b.astype(dtype)
+    if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        # XLA:CPU has no such product at some sizes; rounded operands in float32 are the same sum.
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    return jnp.einsum(spec, a, b, **kwargs)
+
+
+def powers(x: jax.Array, count: int) -> jax.Array:
+    """x^0 .. x^count of a scalar: [count + 1]; differentiable at 0 too."""
+    return jnp.cumprod(jnp.concatenate([jnp.ones((1,), x.dtype), jnp.full((count,), x)]))
+
+
+def decay(eta: jax.Array, alpha: jax.Array, steps: jax.Array, visible: jax.Array) -> Decay:
+    """Weights of the recurrence, unrolled: S_t = sum_i w(n_t - n_i) u_i k_i^T + ...
+
+    w(n) = sum_{j<=n} alpha^(n-j) eta^j: what n further steps leave of a write in S.
+
+    Args:
+        eta, alpha: [], of one head.
+        steps: int [C], number n_t of steps up to and including each token's, from 1.
+        visible: bool [C, C], True where a token (first axis) sees another, and itself.
+    """
+    size = steps.shape[0]
+    a, e = powers(alpha, size), powers(eta, size)
+    index = jnp.arange(size + 1)
+    lag = index[:, None] - index[None, :]
+    w = jnp.sum(jnp.where(lag >= 0, a[jnp.maximum(lag, 0)], 0) * e[None, :], -1)
+    from_m = jnp.concatenate([jnp.zeros((1,), w.dtype), eta * w[:-1]])
+    apart = jnp.clip(steps[:, None] - steps[None, :], 0, size)
+    itself = jnp.eye(size, dtype=bool)
+    n, last = jnp.clip(steps, 1, size), jnp.clip(jnp.max(steps), 0, size)
+    left = jnp.clip(last - steps, 0, size)
+    return Decay(
+        now=jnp.where(visible, w[apart], 0),
+        before=jnp.where(visible & ~itself, w[jnp.maximum(apart - 1, 0)], 0),
+        now_s=a[n],
+        now_m=from_m[n],
+        before_s=a[n - 1],
+        before_m=from_m[n - 1],
+        end=w[left],
+        end_momentum=e[left],
+        last=jnp.stack([a[last], from_m[last], e[last]]),
+    )
+
+
+def unit_lower_inverse(a: jax.Array) -> jax.Array:
+    """Inverse of I + a for strictly lower triangular a [C, C], C a power of 2.
+
+    Blocks of 1, 2, 4, ... are inverted together by matrix products, which is as stable as
+    substitution; a Neumann series is not (its terms grow like binomials for equal keys).
+    """
+    size = a.shape[0]
+    row = jax.lax.broadcasted_iota(jnp.int32, (size, size), 0)
+    column = jax.lax.broadcasted_iota(jnp.int32, (size, size), 1)
+    inverse = jnp.where(row == column, 1.0, 0.0).astype(a.dtype)
+    block = 1
+    while block < size:
+        # The lower left quarter of each diagonal block of twice the size.
+        quarter = (row // (2 * block) == column // (2 * block)) & (row // block != column // block)
+        off = jnp.where(quarter, a, 0.0)
+        if block == 1:
+            inverse = inverse - off
+        else:
+            half = dot("TU,UW->TW", off, inverse, a.dtype)
+            inverse = inverse - dot("TU,UW->TW", inverse, half, a.dtype)
+        block *= 2
+    return inverse
+
+
+def write(
+    s: jax.Array,
+    m: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    beta: jax.Array,
+    weights: Decay,
+    loss: str,
+    momentum: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The steps of C tokens of one head: writes u [C, V], then the last S and M [V, K].
+
+    Args:
+        s, m: [V, K], before the first token.
+        k: [C, K]; v: [C, V]; beta: [C], 0 for a token that takes no step.
+        momentum: False where eta is 0, which saves the work of M.
+    """
+    dtype = k.dtype
+    beta = beta.astype(accumulator(dtype))[:, None]
+    error = v.astype(beta.dtype)
+    if loss == "square":
+        error = error - weights.before_s[:, None] * dot("CK,VK->CV", k, s, dtype)
+        if momentum:
+            error = error - weights.before_m[:, None] * dot("CK,VK->CV", k, m, dtype)
+        a = beta * weights.before * dot("CK,TK->CT", k, k, dtype)
+        u = dot("CT,TV->CV", unit_lower_inverse(a), beta * error, a.dtype)
+    else:
+        u = beta * error
+    last = weights.last
+    new_s = last[0] * s + dot("CV,CK->VK", weights.end[:, None] * u, k, dtype)
+    if not momentum:
+        return u, new_s, m
+    new_s = new_s + last[1] * m
+    new_m = last[2] * m + dot("CV,CK->VK", weights.end_momentum[:, None] * u, k, dtype)
+    return u, new_s, new_m
+
+
+def read(
+    q: jax.Array,
+    s: jax.Array,
+    m: jax.Array,
+    k: jax.Array,
+    u: jax.Array,
+    weights: Decay,
+    momentum: bool,
+) -> jax.Array:
+    """S_t q_t of C tokens of one head [C, V], from the first S and M and the writes u since."""
+    dtype = q.dtype
+    out = weights.now_s[:, None] * dot("CK,VK->CV", q, s, dtype)
+    if momentum:
+        out = out + weights.now_m[:, None] * dot("CK,VK->CV", q, m, dtype)
+    scores = weights.now * dot("CK,TK->CT", q, k, dtype)
+    return out + dot("CT,TV->CV", scores, u, dtype)
+
+
+def recurrent(
+    kind: Kind,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    rates: Rates,
+    valid: jax.Array | None,
+    memory: Memory,
+) -> tuple[jax.Array, Memory]:
+    """The recurrence as it is written, token by token. Arguments as in `chunked`."""
+
+    def head(s: Any, m: Any, q: Any, k: Any, v: Any, beta: Any, eta: Any, alpha: Any) -> Any:
+        def in_context_loss(s: jax.Array) -> jax.Array:
+            predicted = dot("VK,K->V", s, k, s.dtype)
+            if kind.loss == "dot":
+                return -jnp.sum(predicted * v)
+            return jnp.sum((predicted - v) ** 2) / 2
+
+        m = eta * m - beta * jax.grad(in_context_loss)(s)
+        s = alpha * s + m
+        return s, m, dot("JK,VK->JV", q, s, s.dtype)
+
+    heads = jax.vmap(head)
+    rows: Any = jax.vmap(heads, in_axes=(0, 0, 0, 0, 0, 0, None, None))
+
+    def step(carry: Any, inputs: Any) -> Any:
+        q, k, v, beta, valid = inputs
+        s, m, out = rows(*carry, q, k, v, beta, rates.eta, rates.alpha)
+        keep = valid[:, None, None, None]
+        new_m = jnp.where(keep, m, carry[1]) if has_momentum(kind) else carry[1]
+        return (jnp.where(keep, s, carry[0]), new_m), out
+
+    valid = jnp.ones(k.shape[:2], bool) if valid is None else valid
+    dtype = accumulator(q.dtype)
+    s, m = (jnp.broadcast_to(x.astype(dtype), (k.shape[0], *x.shape)) for x in memory[:2])
+    inputs = (*(x.astype(dtype).swapaxes(0, 1) for x in (q, k, v, rates.beta)), valid.T)
+    (s, m), out = jax.lax.scan(step, (s, m), inputs)
+    return out.swapaxes(0, 1), Memory(s, m, memory.ema)
+
+
+def parallel(
+    kind: Kind,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    rates: Rates,
+    steps: jax.Array,
+    visible: jax.Array,
+    memory: Memory,
+) -> jax.Array:
+    """The quadratic form, for any visibility in which a token's past is one path.
+
+    Args:
+        q: [B, S, G, J, K]; k: [B, S, G, K]; v: [B, S, G, V].
+        steps: int [B, S], number of steps since `memory` on each token's path, its own included.
+        visible: bool [B, S, S], as in `decay`; only earlier columns and oneself.
+        memory: of one layer, without a batch axis.
+
+    Returns:
+        [B, S, G, J, V] in the accumulator's dtype.
+    """
+    size = k.shape[1]
+    pad = (1 << (size - 1).bit_length()) - size if kind.loss == "square" else 0
+    momentum = has_momentum(kind)
+
+    def head(q: Any, k: Any, v: Any, beta: Any, s: Any, m: Any, weights: Decay) -> jax.Array:
+        u, _, _ = write(s, m, k, v, beta, weights, kind.loss, momentum)
+        return jax.vmap(lambda q: read(q, s, m, k, u, weights, momentum), 1, 1)(q)
+
+    def row(q: Any, k: Any, v: Any, beta: Any, steps: Any, visible: Any) -> jax.Array:
+        weights = jax.vmap(lambda e, a: decay(e, a, steps, visible))(rates.eta, rates.alpha)
+        return jax.vmap(head, (1, 1, 1, 1, 0, 0, 0), 1)(q, k, v, beta, *memory[:2], weights)
+
+    q, k, v, beta, steps = (_pad(x, pad) for x in (q, k, v, rates.beta, steps))
+    visible = jnp.pad(visible, ((0, 0), (0, pad), (0, pad)))
+    return jax.vmap(row)(q, k, v, beta, steps, visible)[:, :size]
+
+
+def chunked(
+    kind: Kind,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    rates: Rates,
+    valid: jax.Array | None,
+    memory: Memory,
+    chunk: int = CHUNK,
+) -> tuple[jax.Array, Memory]:
+    """The causal form in chunks of C tokens: time and memory linear in the length.
+
+    Args:
+        q: [B, S, G, J, K]; k: [B, S, G, K]; v: [B, S, G, V].
+        rates: eta and alpha [G], beta [B, S, G].
+        valid: bool [B, S], False for tokens that take no step, whose outputs mean nothing; None:
+            all do.
+        memory: of one layer, without a batch axis.
+        chunk: C, a power of 2.
+
+    Returns:
+        (out [B, S, G, J, V], Memory with a leading B axis), in the accumulator's dtype.
+    """
+    length = k.shape[1]
+    chunk = min(chunk, 1 << (length - 1).bit_length())
+    pad = -length % chunk
+    if pad and valid is None:
+        valid = jnp.ones(k.shape[:2], bool)
+    momentum = has_momentum(kind)
+    causal = jnp.tril(jnp.ones((chunk, chunk), bool))
+    steady = jax.vmap(lambda e, a: decay(e, a, jnp.arange(1, chunk + 1), causal))
+
+    def head(s: Any, m: Any, q: Any, k: Any, v: Any, beta: Any, weights: Decay) -> Any:
+        u, new_s, new_m = write(s, m, k, v, beta, weights, kind.loss, momentum)
+        out = jax.vmap(lambda q: read(q, s, m, k, u, weights, momentum), 1, 1)(q)
+        return new_s, new_m, out
+
+    heads = jax.vmap(head, (0, 0, 1, 1, 1, 1, 0), (0, 0, 1))
+
+    # Only the carried S and M and the inputs are kept for the backward pass.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def step(carry: Any, inputs: Any) -> Any:
+        *arrays, valid = inputs
+        if valid is None:
+            weights, axis = steady(rates.eta, rates.alpha), None
+        else:
+            weights, axis = jax.vmap(masked)(valid), 0
+        rows: Any = jax.vmap(heads, (0, 0, 0, 0, 0, 0, axis))
+        s, m, out = rows(*carry, *arrays, weights)
+        return (s, m), out
+
+    def masked(valid: jax.Array) -> Decay:
+        steps = jnp.cumsum(valid)
+        return jax.vmap(lambda e, a: decay(e, a, steps, causal))(rates.eta, rates.alpha)
+
+    beta = rates.beta if valid is None else jnp.where(valid[..., None], rates.beta, 0)
+    arrays = tuple(_split(_pad(x, pad), chunk) for x in (q, k, v, beta))
+    masks = None if valid is None else _split(_pad(valid, pad), chunk)
+    dtype = accumulator(q.dtype)
+    start = tuple(jnp.broadcast_to(x.astype(dtype), (k.shape[0], *x.shape)) for x in memory[:2])
+    (s, m), out = jax.lax.scan(step, start, (*arrays, masks))
+    out = out.swapaxes(0, 1).reshape(k.shape[0], length + pad, *out.shape[3:])
+    return out[:, :length], Memory(s, m, memory.ema)
+
+
+def _pad(x: jax.Array, pad: int) -> jax.Array:
+    """`x` [B, S, ...] with `pad` zeros (False) at the end of S."""
+    return jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2)) if pad else x
+
+
+def _split(x: jax.Array, chunk: int) -> jax.Array:
+    """[B, S, ...] -> [N, B, C, ...]."""
+    return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)

@@ -1,0 +1,199 @@
+"""Every similarity, baseline, control and finetuning method, once.
+
+Results, reports, figures, preflight and validation read it; an entry here is a column, a row, a
+panel and a line there. What it computes is where its name is a key: `comparison.pairs` and
+`comparison.controls`.
+"""
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """A similarity of ICL and FT, in words.
+
+    Attributes:
+        title: what it is called, in tables and above its panel.
+        compared: what is compared, under the title of its panel.
+        unit: of the vertical axis.
+        guide: how to read it.
+        baselines: what stands beside it, of `BASELINES` -> its field of
+        `comparison.pairs.Similarity`.
+    """
+
+    title: str
+    compared: str
+    unit: str
+    guide: str
+    baselines: dict[str, str]
+
+
+SIMILARITIES = {
+    "sim_aou": Metric(
+        "SimAOU",
+        "attention output updates, ICL - ZSL and FT - ZSL",
+        "Cosine",
+        "the cosine between what ICL and what FT add to a layer's zero-shot attention output, each "
+        "output scaled to length 1 first. 1: the same direction; 0: unrelated; -1: opposite. Look "
+        "at the untrained models: scaling first raises the score even there.",
+        {"random_update": "sim_aou_random"},
+    ),
+    "sim_aou_unnormalized": Metric(
+        "SimAOU, not normalised",
+        "attention output updates, outputs not scaled",
+        "Cosine",
+        "the same without the scaling, which is the fairer of the two. Read it like SimAOU.",
+        {"random_update": "sim_aou_unnormalized_random"},
+    ),
+    "sim_am": Metric(
+        "SimAM",
+        "attention maps, ICL and FT",
+        "Cosine",
+        "the cosine between the attention scores of ICL and FT over the query's own tokens, for "
+        "each head. 1: the same map; 0: unrelated. Both share the zero-shot map, so it is high "
+        "anyway: only the gain over *before finetuning* (ZSL in FT's place) says something.",
+        {"before_finetuning": "sim_am_before"},
+    ),
+    "sim_am_delta": Metric(
+        "SimAM-delta",
+        "attention map changes, ICL - ZSL and FT - ZSL",
+        "Cosine",
+        "the cosine between how ICL and how FT change the zero-shot attention scores. 1: the same "
+        "change; 0: unrelated. Look at the random update and at the untrained models.",
+        {"random_update": "sim_am_delta_random"},
+    ),
+    "kendall": Metric(
+        "Kendall, tokens",
+        "ranking of demonstration tokens, ICL and FT",
+        "Kendall's tau",
+        "whether ICL's attention and FT's update rank the demonstration tokens alike. 1: the same "
+        "order; 0: unrelated orders; -1: reversed. Look at the random weights and at the untrained "
+        "models.",
+        {"random_weights": "kendall_random"},
+    ),
+    "kendall_example": Metric(
+        "Kendall, demonstrations",
+        "ranking of whole demonstrations, ICL and FT",
+        "Kendall's tau",
+        "the same with the weight of each whole demonstration. Longer demonstrations tend to "
+        "get more weight in any setting, which can lift even random weights above 0: compare with "
+        "those and with the untrained models.",
+        {"random_weights": "kendall_example_random"},
+    ),
+    "recall_tokens": Metric(
+        "Recall, tokens",
+        "ICL's top 100 tokens in FT's top 100",
+        "Share, 0 to 1",
+        "the share of the 100 tokens with the most weight in ICL that are among FT's 100. 1: all; "
+        "0: none. Chance is far above 0 (100 of all tokens): compare with the random weights.",
+        {"random_weights": "recall_tokens_random"},
+    ),
+    "recall_examples": Metric(
+        "Recall, demonstrations",
+        "ICL's top 5 demonstrations in FT's top 5",
+        "Share, 0 to 1",
+        "the same for the 5 demonstrations with the most weight; here chance is higher still.",
+        {"random_weights": "recall_examples_random"},
+    ),
+    "sim_update": Metric(
+        "SimUpdate",
+        "updates of the linear map, dW_ICL and dW_FT",
+        "Cosine",
+        "the cosine between the two updates of attention's linear map, softmax left out: dW_ICL = "
+        "sum of v k^T over the demonstrations' tokens, dW_FT = what finetuning adds to the sum "
+        "over the query's own tokens. 1: the same update; 0: unrelated. Look at the untrained "
+        "models. `update_share` in results.json is each update's share of the norm, beside the "
+        "zero-shot map's.",
+        {"random_icl": "sim_update_random"},
+    ),
+}
+BASELINES = {
+    "random_update": "random update",
+    "random_weights": "random weights",
+    "random_icl": "random in ICL's place",
+    "before_finetuning": "before finetuning",
+}
+
+
+class Control(NamedTuple):
+    """A control, in words.
+
+    Attributes:
+        title: what it is called, in tables and figures.
+        short: the same in a few letters.
+        guide: what it destroys, and what a score as high as the job's means.
+        kind: what it changes, of `CONTROL_KINDS`.
+    """
+
+    title: str
+    short: str
+    guide: str
+    kind: str
+
+
+CONTROLS = {
+    "untrained": Control(
+        "untrained model",
+        "untrained",
+        "all weights drawn anew at random: nothing was learned. A similarity as high as this comes "
+        "from the architecture, not from what training taught.",
+        "model",
+    ),
+    "untrained_keep_embeddings": Control(
+        "untrained except embeddings",
+        "emb. kept",
+        "the same, but embeddings and norms stay trained. A similarity as high as this needs no "
+        "trained attention: that tokens are alike is enough.",
+        "model",
+    ),
+    "permuted_labels": Control(
+        "permuted labels",
+        "permuted",
+        "the demonstrations have exchanged their labels, for ICL and FT both: which input has "
+        "which label is lost. A similarity as high as this does not come from learning the task.",
+        "data",
+    ),
+    "other_answers": Control(
+        "another task's answers",
+        "other answers",
+        "each label is written as an answer of another task, for ICL and FT both: the answer words "
+        "are lost. A similarity as high as this does not depend on the words that name the labels.",
+        "data",
+    ),
+    "shuffled_tokens": Control(
+        "shuffled tokens",
+        "shuffled",
+        "the tokens of each demonstration's input stand in random order, for ICL and FT both: "
+        "grammar and template are lost. A similarity as high as this needs no readable "
+        "demonstrations.",
+        "data",
+    ),
+    "perturbation": Control(
+        "random perturbation",
+        "perturbed",
+        "instead of finetuning, random noise of the same norm is added to each key and value "
+        "matrix: the direction of the update is lost. A similarity as high as this is owed to the "
+        "size of the change alone.",
+        "update",
+    ),
+    "other_seed": Control(
+        "FT of another seed",
+        "other seed",
+        "ICL is compared with finetuning on the demonstrations of the next seed (at that seed's "
+        "learning rate): that both see the same ones is lost. A similarity as high as this does "
+        "not depend on which demonstrations were seen.",
+        "update",
+    ),
+}
+# What controls change: the model's weights, the demonstrations (of the prompt and of finetuning),
+# or what finetuning did to the weights.
+CONTROL_KINDS = {
+    "model": "Models that learned nothing",
+    "data": "Demonstrations that teach something else",
+    "update": "Changes of the weights in finetuning's place",
+}
+# Of finetuning.
+METHODS = {
+    "gd": "gradient descent",
+    "lcgd": "layer-causal gradient descent, read out after each block (LCGD)",
+    "lcgd_attention": "layer-causal gradient descent, read out after attention (LCGD)",
+}

@@ -1,0 +1,442 @@
+"""Per-example numbers -> results.json: means, intervals, paired differences, baselines, controls.
+
+Every interval is a 95 % percentile bootstrap over seeds and examples
+(`metrics.bootstrap_ratio_interval` says how, and what few seeds mean); of zero-shot numbers and of
+a single seed, over examples alone. All that is compared shares its resamples, and a difference is
+taken example by example and seed by seed before it is averaged.
+
+Shape glossary: R seeds, N examples, L layers, G key/value heads, Y answers, B bootstrap resamples.
+"""
+
+import itertools
+import platform
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import icljax
+from icljax import checkpoints, metrics
+from icljax.catalog import CONTROLS, SIMILARITIES
+from icljax.comparison import answers
+from icljax.comparison.grid import Chosen, mean_of_finite
+from icljax.comparison.job import Job
+from icljax.comparison.programs import Comparison
+from icljax.runtime import workdir
+
+_WITHOUT_SEEDS = ("index", "label", "pred_zsl", "logprob_zsl")  # of `example_arrays`
+_BALANCED = (
+    "demonstrations, selection and validation examples are drawn with equally many of each class"
+)
+
+
+def example_arrays(job: Job, comparison: Comparison) -> dict[str, np.ndarray]:
+    """What examples.npz holds: one row an example (second axis where seeds lead)."""
+    c = comparison
+    return {
+        "index": job.rows[c.example],
+        "label": job.labels[c.example],
+        "pred_zsl": answers.chosen(c.logprob_zsl),
+        "pred_icl": answers.chosen(c.logprob_icl),
+        "pred_ft": answers.chosen(c.logprob_ft),
+        "logprob_zsl": c.logprob_zsl,
+        "logprob_icl": c.logprob_icl,
+        "logprob_ft": c.logprob_ft,
+        **c.similarity._asdict(),
+    }
+
+
+def summarize(
+    config: ConfigDict,
+    checkpoint: checkpoints.Checkpoint,
+    job: Job,
+    chosen: Chosen,
+    arrays: dict[str, np.ndarray],
+    best_seed: tuple[int, list[float]] | None,
+    controls: dict[str, Comparison],
+) -> dict[str, Any]:
+    """Everything that results.json says, but the seconds.
+
+    Args:
+        arrays: of `example_arrays`.
+        best_seed: the one seed that is reported (its number among the seeds), and what it was
+            selected by; None: all are.
+        controls: by name, each with all seeds.
+    """
+    seeds = list(range(len(config.seeds))) if best_seed is None else [best_seed[0]]
+    task = job.encoder.task
+    multiple_choice = not task.answers  # its candidates are the examples' own
+    reported = pick_seeds(arrays, seeds)
+    return {
+        "task": task.name,
+        "stand_in": job.dataset.stand_in,
+        "template": task.template,
+        "answers": list(task.answers),
+        "multiple_choice": multiple_choice,
+        "record_position": config.record_position,
+        "finetune": {"method": config.finetune.method},
+        **measure(reported, config, multiple_choice),
+        "selection": _selection(config, job, chosen, best_seed),
+        "dose_response": dose_response(config, job, chosen),
+        "controls": {
+            name: _control(config, job, name, comparison, reported, seeds)
+            for name, comparison in controls.items()
+        },
+        "demonstrations": {"asked": config.num_demonstrations, "used": job.used},
+        "data": {
+            "source": job.dataset.source,
+            "fingerprint": job.dataset.fingerprint,
+            "notes": [
+                *job.dataset.notes,
+                *([_BALANCED] if config.data.balanced else []),
+                *job.notes,
+            ],
+            "evaluated": len(arrays["label"]),
+            "validation_examples": len(job.dataset.validation.labels),
+        },
+        "model": {
+            "name": config.model,
+            "weights": config.weights,
+            "attention": config.attention.kind,  # empty: the checkpoint's own
+            "fingerprint": checkpoints.fingerprint(checkpoint.folder),
+        },
+        **provenance(config),
+    }
+
+
+def provenance(config: ConfigDict) -> dict[str, Any]:
+    """What a result was made with: config, versions, device."""
+    return {
+        "config": workdir.as_plain(config),
+        "versions": {
+            "icljax": icljax.__version__,
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "device": {
+            "platform": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "count": jax.device_count(),
+        },
+    }
+
+
+def pick_seeds(arrays: dict[str, np.ndarray], seeds: list[int]) -> dict[str, np.ndarray]:
+    """The arrays with only these seeds; those without a seed axis as they are."""
+    return {k: v if k in _WITHOUT_SEEDS else v[seeds] for k, v in arrays.items()}
+
+
+class Resamples(NamedTuple):
+    """How often each resample draws an example, and a seed.
+
+    Attributes:
+        examples: float32 [B, N].
+        seeds: float32 [B, R].
+    """
+
+    examples: jax.Array
+    seeds: jax.Array
+
+
+def draw_resamples(config: ConfigDict, num_seeds: int, num_examples: int) -> Resamples:
+    """The same for the same numbers of seeds and examples."""
+    of_examples, of_seeds = jax.random.split(jax.random.key(config.metrics.seed))
+    count = config.metrics.bootstrap_samples
+    return Resamples(
+        metrics.bootstrap_weights(of_examples, num_examples, count),
+        metrics.bootstrap_weights(of_seeds, num_seeds, count),
+    )
+
+
+def measure(
+    arrays: dict[str, np.ndarray], config: ConfigDict, multiple_choice: bool = False
+) -> dict[str, Any]:
+    """Accuracies, Rec2FTP, similarities and paired differences of arrays of `example_arrays`.
+
+    Args:
+        multiple_choice: whether candidates differ by example, so that there is no mean over
+            examples to calibrate with.
+    """
+    label, logprob = arrays["label"], {s: arrays[f"logprob_{s}"] for s in ("zsl", "icl", "ft")}
+    resamples = draw_resamples(config, *arrays["pred_ft"].shape)
+    correct = {s: arrays[f"pred_{s}"] == label for s in logprob}
+    calibrated = None
+    if not multiple_choice:
+        centred = {s: np.asarray(metrics.calibrate(x)) for s, x in logprob.items()}
+        calibrated = {s: answers.chosen(x) == label for s, x in centred.items()}
+    kinds = {"accuracy": correct, "accuracy_calibrated": calibrated}
+    majority = {"majority": float(np.bincount(label).max() / len(label))}
+    subset = ~correct["zsl"] & correct["ft"] & correct["icl"]
+    fields = _similarity_fields(arrays)
+
+    def of(field: str) -> dict[str, Any]:
+        return series(fields[field], resamples, subset)
+
+    return {
+        **{
+            kind: right and {s: share(c, resamples) for s, c in right.items()} | majority
+            for kind, right in kinds.items()
+        },
+        "rec2ftp": recall(correct, resamples),
+        "agreement": agreement(correct, arrays, resamples),
+        "f2t": {"count": int(subset.sum()), "of": int(subset.size)},
+        **{
+            name: of(name) | {"baselines": {k: of(f) for k, f in metric.baselines.items()}}
+            for name, metric in SIMILARITIES.items()
+            if np.isfinite(fields[name]).any()
+        },
+        "update_share": {s: of(f"update_share_{s}") for s in ("icl", "ft")},
+        "differences": {
+            kind: right and _accuracy_differences(right, resamples) for kind, right in kinds.items()
+        }
+        | {
+            name: {
+                k: difference(fields[name], fields[f], resamples)
+                for k, f in metric.baselines.items()
+            }
+            for name, metric in SIMILARITIES.items()
+            if np.isfinite(fields[name]).any()
+        },
+    }
+
+
+def _similarity_fields(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Similarities by the names of the catalog."""
+    return arrays | {"sim_am": arrays["sim_am_after"]}
+
+
+def average(values: np.ndarray, resamples: Resamples) -> dict[str, Any]:
+    """Mean over the finite entries of [R, N] or [R, N, ...], with its interval."""
+    finite = np.isfinite(values)
+    rest = tuple(range(2, values.ndim))
+    total = np.where(finite, values, 0).sum(rest, dtype=np.float32)
+    count = finite.sum(rest, dtype=np.float32)
+    with np.errstate(invalid="ignore"):
+        mean = total.sum(dtype=np.float64) / count.sum(dtype=np.float64)
+    return {"mean": _number(mean), "interval": _numbers(_ratio_interval(resamples, total, count))}
+
+
+def difference(one: np.ndarray, other: np.ndarray, resamples: Resamples) -> dict[str, Any]:
+    """Paired: mean of one - other [R, N, ...], its interval, and each seed's."""
+    values = one - other
+    each = mean_of_finite(values.reshape(len(values), -1), 1)
+    return average(values, resamples) | {"per_seed": _numbers(each)}
+
+
+@jax.jit
+def _ratio_interval(
+    resamples: Resamples, numerator: jax.Array, denominator: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return metrics.bootstrap_ratio_interval(
+        resamples.examples, numerator, denominator, seed_weights=resamples.seeds
+    )
+
+
+@jax.jit
+def _interval(resamples: Resamples, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return metrics.bootstrap_interval(resamples.examples, values, seed_weights=resamples.seeds)
+
+
+def _accuracy_differences(
+    correct: dict[str, np.ndarray], resamples: Resamples
+) -> dict[str, dict[str, Any]]:
+    pairs = (("icl", "zsl"), ("ft", "zsl"), ("icl", "ft"))
+    shape = correct["ft"].shape
+    as_float = {s: np.broadcast_to(c, shape).astype(np.float32) for s, c in correct.items()}
+    return {f"{a}_{b}": difference(as_float[a], as_float[b], resamples) for a, b in pairs}
+
+
+def share(correct: np.ndarray, resamples: Resamples) -> dict[str, Any]:
+    """Mean of [N] or [R, N], of bool or of 0, 1 and NaN (left out), with its interval."""
+    shape = len(resamples.seeds[0]), correct.shape[-1]
+    values = np.broadcast_to(correct, shape).astype(np.float32)
+    out = average(values, resamples)
+    return out | _spread(values.mean(1)) if correct.ndim == 2 else out
+
+
+def recall(correct: dict[str, np.ndarray], resamples: Resamples) -> dict[str, Any]:
+    """Rec2FTP over all seeds together, and of each."""
+    zsl = np.broadcast_to(correct["zsl"], correct["ft"].shape)
+    ft_only = (~zsl & correct["ft"]).astype(np.float32)
+    both = ft_only * correct["icl"]
+    low, high = _ratio_interval(resamples, both, ft_only)
+    with np.errstate(invalid="ignore"):  # undefined where FT corrects nothing
+        each, percent = 100 * both.sum(1) / ft_only.sum(1), 100 * both.sum() / ft_only.sum()
+    return {
+        "percent": _number(percent),
+        "interval": _numbers(100 * np.stack((low, high))),
+        "icl_and_ft_right_zsl_wrong": int(both.sum()),
+        "ft_right_zsl_wrong": int(ft_only.sum()),
+        "per_seed": _numbers(each),
+    }
+
+
+def agreement(
+    correct: dict[str, np.ndarray], arrays: dict[str, np.ndarray], resamples: Resamples
+) -> dict[str, Any]:
+    """Which settings are right together, and how often two predict the same; means over seeds.
+
+    A pattern has a letter for ZSL, ICL and FT, upper case where that setting is right. Their
+    intervals stand beside them under the same names.
+    """
+    shape = correct["ft"].shape
+    right = [np.broadcast_to(correct[s], shape) for s in ("zsl", "icl", "ft")]
+    patterns = {}
+    for bits in itertools.product((False, True), repeat=3):
+        name = "".join(c.upper() if bit else c for c, bit in zip("zif", bits, strict=True))
+        patterns[name] = np.all([r == bit for r, bit in zip(right, bits, strict=True)], 0)
+    pairwise = {
+        f"{a}_{b}": np.broadcast_to(arrays[f"pred_{a}"] == arrays[f"pred_{b}"], shape)
+        for a, b in itertools.combinations(("zsl", "icl", "ft"), 2)
+    }
+    out: dict[str, Any] = {}
+    for what, shares in (("patterns", patterns), ("pairwise", pairwise)):
+        averages = {k: average(same, resamples) for k, same in shares.items()}
+        out[what] = {k: a["mean"] for k, a in averages.items()}
+        out[f"{what}_interval"] = {k: a["interval"] for k, a in averages.items()}
+    return out
+
+
+def series(values: np.ndarray, resamples: Resamples, subset: np.ndarray) -> dict[str, Any]:
+    """Means, intervals and spread of a similarity [R, N, L]; `f2t`: its mean on `subset` [R, N].
+
+    One that is of every head, [R, N, L, G], is averaged over heads, its heads listed beside it.
+    """
+    heads: dict[str, Any] = {}
+    if values.ndim == 4:
+        per_head = mean_of_finite(values.reshape(-1, *values.shape[2:]), 0)
+        heads = {"per_layer_head": [_numbers(row) for row in per_head]}
+        values = mean_of_finite(values, -1)
+    low, high = _interval(resamples, values)
+    f2t = average(np.where(subset[..., None], values, np.nan), resamples)
+    return {
+        **average(values, resamples),
+        **_spread(mean_of_finite(values.reshape(len(values), -1), 1)),
+        "per_layer": _numbers(mean_of_finite(values.reshape(-1, values.shape[-1]), 0)),
+        "per_layer_interval": [_numbers(pair) for pair in np.stack((low, high), -1)],
+        "f2t": f2t["mean"],
+        "f2t_interval": f2t["interval"],
+        **heads,
+    }
+
+
+def _control(
+    config: ConfigDict,
+    job: Job,
+    name: str,
+    comparison: Comparison,
+    reported: dict[str, np.ndarray],
+    seeds: list[int],
+) -> dict[str, Any]:
+    """The same measures of a control, and how far the job lies above it.
+
+    Args:
+        reported: the job's arrays, of `seeds`; the control's examples are among theirs.
+    """
+    arrays = pick_seeds(example_arrays(job, comparison), seeds)
+    resamples = draw_resamples(config, *arrays["pred_ft"].shape)
+    own, other = (_comparable(x) for x in (at(reported, comparison.example), arrays))
+    return {
+        "kind": CONTROLS[name].kind,
+        "evaluated": len(arrays["label"]),
+        **measure(arrays, config, not job.encoder.task.answers),
+        "difference": {
+            metric: difference(own[metric], other[metric], resamples)
+            for metric in own
+            if np.isfinite(other[metric]).any()
+        },
+    }
+
+
+def at(arrays: dict[str, np.ndarray], examples: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays of `example_arrays` at these examples only."""
+    return {k: v[examples] if k in _WITHOUT_SEEDS else v[:, examples] for k, v in arrays.items()}
+
+
+def _comparable(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What is held against a control, by its name in results.json: [R, N, ...] each."""
+    shape = arrays["pred_ft"].shape
+    right = {
+        f"accuracy_{s}": np.broadcast_to(arrays[f"pred_{s}"] == arrays["label"], shape)
+        for s in ("zsl", "icl", "ft")
+    }
+    fields = _similarity_fields(arrays)
+    return {k: v.astype(np.float32) for k, v in right.items()} | {
+        n: fields[n] for n in SIMILARITIES
+    }
+
+
+def dose_response(config: ConfigDict, job: Job, chosen: Chosen) -> dict[str, Any]:
+    """What each learning rate gives on the selection examples: accuracy, loss, similarities.
+
+    All seeds, whichever are reported. Where a seed's run diverged, the mean over seeds is
+    undefined (one over those that are left would mislead); the others' values are listed.
+    """
+    dose, converged = chosen.dose, np.isfinite(chosen.accuracy)
+    resamples = draw_resamples(config, len(converged), dose.correct.shape[-1])
+
+    def of(values: np.ndarray, field: str = "") -> list[dict[str, Any]]:
+        out = []
+        for rate, all_there in enumerate(converged.all(0)):
+            each = mean_of_finite(values[:, rate], 1)
+            undefined = {"mean": None, "interval": [None, None]}
+            mean = average(values[:, rate], resamples) if all_there else undefined
+            layers = {"per_layer": _numbers(dose.by_layer[field][:, rate].mean(0))} if field else {}
+            out.append(mean | _spread(each) | layers)
+        return out
+
+    def similarity(name: str, baselines: dict[str, str]) -> list[dict[str, Any]]:
+        field = "sim_am_after" if name == "sim_am" else name
+        beside = {k: of(dose.by_example[f], f) for k, f in baselines.items()}
+        return [
+            one | {"baselines": {k: rates[i] for k, rates in beside.items()}}
+            for i, one in enumerate(of(dose.by_example[field], field))
+        ]
+
+    return {
+        "examples": dose.correct.shape[-1],
+        "measured_on": f"the selection examples, all seeds: {job.selected_on}",
+        "learning_rates": list(config.finetune.learning_rates),
+        "diverged": (~converged).sum(0).tolist(),
+        "accuracy": of(np.where(converged[..., None], dose.correct, np.nan)),
+        "training_loss": [
+            {"mean": _number(loss.mean()), "per_seed": _numbers(loss)} for loss in chosen.loss.T
+        ],
+        "similarity": {n: similarity(n, m.baselines) for n, m in SIMILARITIES.items()},
+    }
+
+
+def _selection(
+    config: ConfigDict, job: Job, chosen: Chosen, best_seed: tuple[int, list[float]] | None
+) -> dict[str, Any]:
+    rates = config.finetune.learning_rates
+    seed = None
+    if best_seed is not None:
+        seed = {"seed": config.seeds[best_seed[0]], "icl_accuracy": _numbers(best_seed[1])}
+    return {
+        "selected_on": job.selected_on,
+        "num_examples": len(job.selection_labels),
+        "learning_rates": list(rates),
+        "learning_rate": [rates[i] for i in chosen.rate_index],
+        "accuracy": [_numbers(row) for row in chosen.accuracy],
+        "nll": [_numbers(row) for row in chosen.nll],
+        "training_loss": [_numbers(row) for row in chosen.loss],
+        "best_seed": seed,
+    }
+
+
+def _spread(per_seed: np.ndarray) -> dict[str, Any]:
+    """Each seed's value and their standard deviation (None for one seed)."""
+    std = _number(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None
+    return {"per_seed": _numbers(per_seed), "seed_std": std}
+
+
+def _number(value: Any) -> float | None:
+    """JSON has no NaN: undefined is null."""
+    return None if value is None or not np.isfinite(value) else round(float(value), 6)
+
+
+def _numbers(values: Any) -> list[float | None]:
+    return [_number(v) for v in np.asarray(values)]

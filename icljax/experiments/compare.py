@@ -1,0 +1,223 @@
+"""The comparison, as the paper's section reads: load, prompt, encode, finetune, compare, report."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from icljax import checkpoints
+from icljax.attention import mixing
+from icljax.comparison import answers, controls, results
+from icljax.comparison.grid import Kept, committed_seeds_at_once, finetune_grid
+from icljax.comparison.job import Job, control_names, prepare
+from icljax.comparison.job import fingerprint as job_fingerprint
+from icljax.comparison.programs import (
+    Comparison,
+    Programs,
+    compare_settings,
+    encode_demonstrations,
+    make_programs,
+    read_all,
+    seed_groups,
+)
+from icljax.errors import UserError
+from icljax.experiments.config import validate
+from icljax.models.decoder import DecoderConfig, init_params
+from icljax.reports import report
+from icljax.reports.report import show
+from icljax.runtime import processes, sharding, workdir
+from icljax.runtime.chunks import Chunks
+from icljax.runtime.progress import Stages
+from icljax.types import Params
+
+__all__ = ["run", "show", "validate"]
+
+# Why a model whose weights are finite gives no number.
+OVERFLOW = (
+    "activations overflow (give --config.dtype=float32 if it was not), "
+    "or config.json is not this model's; see what is special about this text"
+)
+
+
+@workdir.one_job
+def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
+    """Runs a job into a folder, or returns the results that it already left there.
+
+    Raises:
+        UserError: for whatever is wrong with what the user gave.
+    """
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+    with Stages(console) as stages, processes.ending_after_commits():
+        with stages.stage("model", "model (fetched and converted once)", 1) as bar:
+            checkpoint = checkpoints.open_checkpoint(config.model, bar.at)
+        with stages.stage("prompts", "data and prompts", 1):
+            job = prepare(config, checkpoint, stages.note)
+        if job.dataset.stand_in:
+            stages.note(job.dataset.stand_in, style="bold white on red")
+        with stages.stage("weights", "weights", 1):
+            kinds = mixing.parse_kinds(config.attention) or checkpoint.config.attention
+            decoder = dataclasses.replace(
+                checkpoint.config,
+                dtype=compute_dtype(config),
+                attention=kinds,
+                implementation=config.attention.implementation,
+            )
+            chunks = Chunks(path, identity(config, checkpoint, job, mesh), stages.note)
+            if len(chunks):
+                stages.note(f"Going on after {len(chunks)} committed chunks in {path}.")
+            where = sharding.shardings(shapes(decoder), mesh)
+            params = checkpoints.load_params(checkpoint.folder, decoder, where)
+            params = controls.reinitialize(params, decoder, config.weights, config.metrics.seed)
+            num_demonstrations = job.demonstrations.train.shape[1]
+            programs = make_programs(decoder, config, job.encoder.bos, num_demonstrations, mesh)
+
+        chosen = finetune_grid(
+            programs,
+            params,
+            job.demonstrations,
+            job.selection,
+            job.selection_labels,
+            config,
+            chunks,
+            stages,
+        )
+        total = len(job.labels) * len(config.seeds)
+        with stages.stage("compare", "ZSL, ICL, FT and metrics", total) as advance:
+            kept = Kept(programs, params, job.demonstrations, chunks)
+            at_once = committed_seeds_at_once(kept, "compare-size")
+            comparison = compare_settings(
+                programs,
+                params,
+                chosen.finetuned,
+                job.demonstrations,
+                job.evaluation,
+                at_once,
+                lambda batch, read: chunks.once(f"compare-{batch}", read),
+                advance,
+            )
+            check_defined(job, comparison, config)
+            best_seed = select_seed(programs, params, job, comparison, at_once, config)
+        compared: dict[str, Comparison] = {}
+        if names := control_names(config):
+            queries = controls.first_batches(job.evaluation, config.controls.num_examples)
+            total = len(names) * int(np.sum(queries.example >= 0)) * len(config.seeds)
+            trained = controls.Trained(programs, params, chosen, job, queries)
+            with stages.stage("controls", "the same on controls", total) as advance:
+                rest = (config, chunks, advance)
+                compared = controls.compare(trained, decoder, ("data", "update"), *rest)
+                # Models that were never trained come last: the trained weights make room for them.
+                params = controls.only_kept(params)
+                trained = trained._replace(params=params)
+                compared |= controls.compare(trained, decoder, ("model",), *rest)
+        left_out = leave_out_undefined(job, compared, config)
+        for line in left_out:
+            stages.note(line, style="bold")
+
+        with stages.stage("report", "statistics, report and figures", 1):
+            arrays = results.example_arrays(job, comparison)
+            summary = results.summarize(
+                config, checkpoint, job, chosen, arrays, best_seed, compared
+            )
+            summary["controls_left_out"] = left_out
+            summary["seconds"] = stages.seconds
+            if processes.is_first():
+                with workdir.writing(path):
+                    workdir.save_examples(path, arrays)
+                    report.write(path, summary)
+    if processes.is_first():
+        with workdir.writing(path):
+            workdir.save_results(path, summary)
+        chunks.clear()
+    return summary
+
+
+def shapes(decoder: DecoderConfig) -> Params:
+    """The decoder's parameters as shapes, costing no memory."""
+    return jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
+
+
+def identity(
+    config: ConfigDict, checkpoint: checkpoints.Checkpoint, job: Job, mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+    """What a job's numbers depend on beside its config; the same on every host."""
+    files = {
+        "model files": checkpoints.fingerprint(checkpoint.folder),
+        "data and prompts": job_fingerprint(job),
+    }
+    for what, value in files.items():
+        processes.check_same(what, value)
+    made_with = results.provenance(config)
+    return files | {
+        "mesh": dict(mesh.shape),
+        "versions": made_with["versions"],
+        "device": made_with["device"]["kind"],
+    }
+
+
+def compute_dtype(config: ConfigDict) -> str:
+    """The type of matrix products: float32 on CPU, bfloat16 on accelerators, unless given."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def check_defined(job: Job, comparison: Comparison, config: ConfigDict) -> None:
+    """Raises a UserError that names an example, where any setting has no number to count."""
+    names = [job.names[i] for i in comparison.example]
+    causes = {
+        "zero-shot": (comparison.logprob_zsl, OVERFLOW),
+        "in-context": (comparison.logprob_icl, OVERFLOW),
+        "the finetuned model": (
+            comparison.logprob_ft,
+            "finetuning went too far; give smaller --config.finetune.learning_rates, in another "
+            "--workdir",
+        ),
+    }
+    for setting, (logprob, cause) in causes.items():
+        answers.check(setting, logprob, names, config.seeds, cause)
+
+
+def leave_out_undefined(job: Job, compared: dict[str, Comparison], config: ConfigDict) -> list[str]:
+    """Takes out the controls that have no number somewhere, and says so: the job itself stands."""
+    left_out = []
+    for name, comparison in list(compared.items()):
+        try:
+            check_defined(job, comparison, config)
+        except UserError as e:
+            left_out.append(f"control {name} is left out: {e}")
+            del compared[name]
+    return left_out
+
+
+def select_seed(
+    programs: Programs,
+    params: Params,
+    job: Job,
+    comparison: Comparison,
+    at_once: int,
+    config: ConfigDict,
+) -> tuple[int, list[float]] | None:
+    """The seed with the best ICL accuracy on the selection examples, and those accuracies."""
+    if not config.select_seed:
+        return None
+    if config.selection.split == "validation":
+        logprob = comparison.logprob_icl
+    else:
+        groups = seed_groups(len(config.seeds), at_once)
+        read = functools.partial(_read_states, programs, params, job)
+        logprob = np.concatenate([read(group) for group in groups])[: len(config.seeds)]
+        answers.check("in-context", logprob, job.selection_names, config.seeds, OVERFLOW)
+    accuracy = np.mean(answers.chosen(logprob) == job.selection_labels, -1)
+    return int(accuracy.argmax()), accuracy.tolist()
+
+
+def _read_states(programs: Programs, params: Params, job: Job, group: np.ndarray) -> np.ndarray:
+    """ICL's answer log-probabilities [seeds, N, Y] on the selection examples."""
+    states = encode_demonstrations(programs, params, job.demonstrations, group).state
+    score = functools.partial(programs.score_states, params, states)
+    return read_all(score, job.selection, programs.mesh, lambda: None, by_row=True)
