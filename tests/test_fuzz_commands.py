@@ -14,12 +14,12 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from conftest import bounded
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from icljax.errors import UserError
 from icljax.experiments import config as config_lib
+from tests.conftest import bounded
 
 ROOT = Path(__file__).parents[1]
 ODD = [

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import llama_tensors, tiny_llama_config, write_folder
 
 from icljax.errors import UserError
 from icljax.experiments import config as config_lib
 from icljax.runtime import downloads
+from tests.conftest import llama_tensors, tiny_llama_config, write_folder
 
 ROOT = Path(__file__).parents[1]
 

@@ -263,7 +263,7 @@ _TREC_OLD = Layout(
 )
 _TREC_HUB = dataclasses.replace(_TREC_NEW, label="coarse_label", other=_TREC_OLD)
 
-# tests/test_tasks.py checks sources, fields and label orders against tfds' own specifications.
+# tests/data/test_tasks.py checks sources, fields and label orders against tfds' specifications.
 # From JSONL folders: SST-5, Subj and DBpedia, which TFDS does not have; StoryCloze, which it cannot
 # download; RACE, which it cannot write without TensorFlow (in Hugging Face's form).
 TASKS: dict[str, Task] = {
