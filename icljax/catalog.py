@@ -1,14 +1,15 @@
-"""Every similarity, baseline, control and finetuning method, once.
+"""Every setting, similarity, baseline, control and finetuning method, once.
 
 Results, reports, figures, preflight and validation read it; an entry here is a column, a row, a
 panel and a line there. What it computes is where its name is a key: `comparison.pairs` and
 `comparison.controls`.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Metric(NamedTuple):
+@dataclass(frozen=True)
+class Metric:
     """A similarity of ICL and FT, in words.
 
     Attributes:
@@ -17,7 +18,7 @@ class Metric(NamedTuple):
         unit: of the vertical axis.
         guide: how to read it.
         baselines: what stands beside it, of `BASELINES` -> its field of
-        `comparison.pairs.Similarity`.
+            `comparison.pairs.Similarity`.
     """
 
     title: str
@@ -50,7 +51,7 @@ SIMILARITIES = {
         "Cosine",
         "the cosine between the attention scores of ICL and FT over the query's own tokens, for "
         "each head. 1: the same map; 0: unrelated. Both share the zero-shot map, so it is high "
-        "anyway: only the gain over *before finetuning* (ZSL in FT's place) says something.",
+        "anyway: only the gain over before finetuning (ZSL in FT's place) says something.",
         {"before_finetuning": "sim_am_before"},
     ),
     "sim_am_delta": Metric(
@@ -101,20 +102,36 @@ SIMILARITIES = {
         "the cosine between the two updates of attention's linear map, softmax left out: dW_ICL = "
         "sum of v k^T over the demonstrations' tokens, dW_FT = what finetuning adds to the sum "
         "over the query's own tokens. 1: the same update; 0: unrelated. Look at the untrained "
-        "models. `update_share` in results.json is each update's share of the norm, beside the "
+        "models. update_share in results.json is each update's share of the norm, beside the "
         "zero-shot map's.",
         {"random_icl": "sim_update_random"},
     ),
 }
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What stands beside a similarity in every job.
+
+    Attributes:
+        title: what it is called.
+        style: how figures draw it (`reports.plots`).
+    """
+
+    title: str
+    style: str
+
+
 BASELINES = {
-    "random_update": "random update",
-    "random_weights": "random weights",
-    "random_icl": "random in ICL's place",
-    "before_finetuning": "before finetuning",
+    "random_update": Baseline("random update", "base dot"),
+    "random_weights": Baseline("random weights", "base dot"),
+    "random_icl": Baseline("random in ICL's place", "base dot"),
+    "before_finetuning": Baseline("before finetuning", "base"),
 }
 
 
-class Control(NamedTuple):
+@dataclass(frozen=True)
+class Control:
     """A control, in words.
 
     Attributes:
@@ -122,34 +139,39 @@ class Control(NamedTuple):
         short: the same in a few letters.
         guide: what it destroys, and what a score as high as the job's means.
         kind: what it changes, of `CONTROL_KINDS`.
+        style: how figures draw it (`reports.plots`); its colour is its kind's.
     """
 
     title: str
     short: str
     guide: str
     kind: str
+    style: str
 
 
 CONTROLS = {
     "untrained": Control(
         "untrained model",
-        "untrained",
+        "untrained model",
         "all weights drawn anew at random: nothing was learned. A similarity as high as this comes "
         "from the architecture, not from what training taught.",
         "model",
+        "model dash thin",
     ),
     "untrained_keep_embeddings": Control(
         "untrained except embeddings",
-        "emb. kept",
+        "untrained, emb. kept",
         "the same, but embeddings and norms stay trained. A similarity as high as this needs no "
         "trained attention: that tokens are alike is enough.",
         "model",
+        "model dot",
     ),
     "permuted_labels": Control(
         "permuted labels",
-        "permuted",
+        "permuted labels",
         "the demonstrations have exchanged their labels, for ICL and FT both: which input has "
         "which label is lost. A similarity as high as this does not come from learning the task.",
+        "data",
         "data",
     ),
     "other_answers": Control(
@@ -158,30 +180,34 @@ CONTROLS = {
         "each label is written as an answer of another task, for ICL and FT both: the answer words "
         "are lost. A similarity as high as this does not depend on the words that name the labels.",
         "data",
+        "data dash",
     ),
     "shuffled_tokens": Control(
         "shuffled tokens",
-        "shuffled",
+        "shuffled tokens",
         "the tokens of each demonstration's input stand in random order, for ICL and FT both: "
         "grammar and template are lost. A similarity as high as this needs no readable "
         "demonstrations.",
         "data",
+        "data dot",
     ),
     "perturbation": Control(
         "random perturbation",
-        "perturbed",
+        "perturbation",
         "instead of finetuning, random noise of the same norm is added to each key and value "
         "matrix: the direction of the update is lost. A similarity as high as this is owed to the "
         "size of the change alone.",
         "update",
+        "update thin",
     ),
     "other_seed": Control(
         "FT of another seed",
-        "other seed",
+        "FT of other seed",
         "ICL is compared with finetuning on the demonstrations of the next seed (at that seed's "
         "learning rate): that both see the same ones is lost. A similarity as high as this does "
         "not depend on which demonstrations were seen.",
         "update",
+        "update dash",
     ),
 }
 # What controls change: the model's weights, the demonstrations (of the prompt and of finetuning),
@@ -191,6 +217,8 @@ CONTROL_KINDS = {
     "data": "Demonstrations that teach something else",
     "update": "Changes of the weights in finetuning's place",
 }
+# What is compared: the query alone, demonstrations before it, finetuned on them.
+SETTINGS = {"zsl": "ZSL", "icl": "ICL", "ft": "FT"}
 # Of finetuning.
 METHODS = {
     "gd": "gradient descent",

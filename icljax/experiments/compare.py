@@ -1,4 +1,4 @@
-"""The comparison, as the paper's section reads: load, prompt, encode, finetune, compare, report."""
+"""One comparison as the paper's section reads: load, prompt, encode, finetune, compare, report."""
 
 import dataclasses
 import functools
@@ -10,9 +10,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from icljax import checkpoints
+from icljax import checkpoints, results
 from icljax.attention import mixing
-from icljax.comparison import answers, controls, results
+from icljax.comparison import answers, controls, statistics
 from icljax.comparison.grid import Kept, committed_seeds_at_once, finetune_grid
 from icljax.comparison.job import Job, control_names, prepare
 from icljax.comparison.job import fingerprint as job_fingerprint
@@ -119,21 +119,23 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
             stages.note(line, style="bold")
 
         with stages.stage("report", "statistics, report and figures", 1):
-            arrays = results.example_arrays(job, comparison)
-            summary = results.summarize(
-                config, checkpoint, job, chosen, arrays, best_seed, compared
+            arrays = statistics.example_arrays(job, comparison)
+            summary = dataclasses.replace(
+                statistics.summarize(
+                    config, checkpoint, job, chosen, arrays, best_seed, compared
+                ),
+                controls_left_out=tuple(left_out),
+                seconds=stages.seconds,
             )
-            summary["controls_left_out"] = left_out
-            summary["seconds"] = stages.seconds
             if processes.is_first():
                 with workdir.writing(path):
                     workdir.save_examples(path, arrays)
                     report.write(path, summary)
     if processes.is_first():
         with workdir.writing(path):
-            workdir.save_results(path, summary)
+            workdir.save_results(path, results.to_plain(summary))
         chunks.clear()
-    return summary
+    return results.to_plain(summary)
 
 
 def shapes(decoder: DecoderConfig) -> Params:
@@ -151,11 +153,11 @@ def identity(
     }
     for what, value in files.items():
         processes.check_same(what, value)
-    made_with = results.provenance(config)
+    made_with = statistics.provenance(config)
     return files | {
         "mesh": dict(mesh.shape),
-        "versions": made_with["versions"],
-        "device": made_with["device"]["kind"],
+        "versions": made_with.versions,
+        "device": made_with.device.kind,
     }
 
 

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from icljax import checkpoints, metrics
 from icljax.attention import mixing
 from icljax.checkpoints import save
-from icljax.comparison import answers, results
+from icljax.comparison import answers, statistics
 from icljax.comparison.job import Job, prepare
 from icljax.comparison.programs import encode_demonstrations, make_programs, read_all
 from icljax.data import corpus
@@ -241,7 +241,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
         with stages.stage("report", "statistics, report and figures", 1):
             steps = train_lib.evaluation_steps(config.train, config.eval.curve_points).tolist()
             summary = pretrain_report.summarize(config, text.about, steps, runs)
-            summary |= results.provenance(config)
+            summary |= dataclasses.asdict(statistics.provenance(config))
             summary["icl_demonstrations"] = {name: job.used for name, job in jobs.items()}
             summary["seconds"] = stages.seconds
             pretrain_report.write(path, summary)

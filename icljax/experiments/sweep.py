@@ -17,7 +17,7 @@ from rich.console import Console
 from icljax.errors import UserError
 from icljax.experiments import compare
 from icljax.experiments import config as config_lib
-from icljax.reports import page
+from icljax.reports import report
 from icljax.reports.study import SWEEP, cell_name, model_name
 from icljax.runtime import processes, workdir
 
@@ -132,7 +132,7 @@ def _run_all(jobs: list[Planned], path: Path, console: Console) -> dict[str, Any
             _free()
             processes.stop_if_asked()
     if not all(job["error"] for job in record.values()):
-        page.write([path], path)
+        report.merge([path], path)
     return record
 
 
@@ -158,8 +158,8 @@ def show(results: dict[str, Any], path: Path, console: Console) -> None:
     Raises:
         UserError: naming the jobs that failed, so that the command's exit code says so too.
     """
-    if (path / page.HTML).exists():
-        console.print(f"Report: {path / page.HTML}", style="bold", markup=False, soft_wrap=True)
+    if (path / report.HTML).exists():
+        console.print(f"Report: {path / report.HTML}", style="bold", markup=False, soft_wrap=True)
     failed = {folder: job["error"] for folder, job in results.items() if job["error"]}
     if failed:
         each = "; ".join(f"{folder}: {error}" for folder, error in failed.items())

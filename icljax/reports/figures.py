@@ -1,472 +1,474 @@
-"""The figures of a report, from results.json's content alone.
+"""Results of comparisons -> figures, under captions in plain words: of one job, and of many."""
 
-Shape glossary: R seeds, L layers (of the lists inside results.json).
-"""
-
-import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
-import numpy as np
+from icljax.catalog import BASELINES, CONTROLS, SETTINGS, SIMILARITIES
+from icljax.reports import paper, plots
+from icljax.reports.claims import beside, is_control, others
+from icljax.reports.document import Figure, Panel
+from icljax.reports.plots import Curve, Mark
+from icljax.reports.study import Group, layer_causal, main_groups, task_title
+from icljax.reports.tables import DOSE_SIMILARITIES
+from icljax.reports.text import rate
+from icljax.results import DoseResponse, Estimate, Interval, Number, Results, Series
 
-from icljax.catalog import CONTROLS, SIMILARITIES
-from icljax.reports.wording import SETTINGS, Results, percent, rate
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Okabe and Ito's colours, which colour-blind readers tell apart. Greys are always baselines.
-COLORS = {"zsl": "#E69F00", "icl": "#0072B2", "ft": "#009E73"}
-SIMILARITY_COLOR = "#CC4778"  # of ICL and FT together
-INK = "#333333"
-RANDOM_STYLE: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 1.2)), "linewidth": 1.8}
-BASELINE_STYLES: dict[str, dict[str, Any]] = {
-    "random_update": {"label": "random in FT's place", **RANDOM_STYLE},
-    "random_weights": {"label": "random in FT's place", **RANDOM_STYLE},
-    "random_icl": {"label": "random in ICL's place", **RANDOM_STYLE},
-    "before_finetuning": {
-        "label": "ZSL in FT's place (before finetuning)",
-        "color": "#aaaaaa",
-        "linewidth": 2.4,
-    },
-}
-# A colour for each kind of control; models that learned nothing are grey, as baselines are.
-CONTROL_STYLES: dict[str, dict[str, Any]] = {
-    "untrained": {"color": "#777777", "linestyle": "--", "linewidth": 1.2},
-    "untrained_keep_embeddings": {"color": "#777777", "linestyle": "-.", "linewidth": 1.2},
-    "permuted_labels": {"color": "#0072B2", "linewidth": 1.3},
-    "other_answers": {"color": "#0072B2", "linestyle": "--", "linewidth": 1.2},
-    "shuffled_tokens": {"color": "#0072B2", "linestyle": (0, (1, 1.2)), "linewidth": 1.6},
-    "perturbation": {"color": "#009E73", "linewidth": 1.3},
-    "other_seed": {"color": "#009E73", "linestyle": "--", "linewidth": 1.2},
-}
-RATE_COLORS = {"lowest": "#E69F00", "highest": "#D55E00"}
-STYLE: Any = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": INK,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "figure.constrained_layout.h_pad": 0.08,
-    "figure.constrained_layout.w_pad": 0.12,
-    "font.size": 10,
-    "grid.color": "#e6e6e6",
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-}
+LAYER = "layer (1: next to the input)"
+AGAINST = ("sim_aou", "sim_aou_unnormalized", "sim_am", "sim_am_delta", "kendall", "sim_update")
+OVER_LAYERS = ("sim_aou", "sim_am_delta", "kendall", "sim_update")
 
 
-def draw(results: Results) -> dict[str, bytes]:
-    """PNG files by name, of those figures that the results have the numbers for."""
-    return render(results, _FIGURES)
+def _mark(name: str, estimate: Estimate | None, style: str, scale: float = 1) -> Mark:
+    """A dot of an estimate; nothing where it is undefined."""
+    if estimate is None or estimate.mean is None:
+        return Mark(name, None, (None, None), style)
+    return Mark(name, scale * estimate.mean, _scaled(estimate.interval, scale), style)
 
 
-def render(
-    results: Results, drawings: Mapping[str, Callable[[Results], "Figure | None"]]
-) -> dict[str, bytes]:
-    """PNG files by name, each drawn by its function in the style of all reports; None: left out."""
-    import matplotlib  # half a second, which other commands should not wait
-
-    drawn = {}
-    with matplotlib.rc_context(STYLE):
-        for name, draw in drawings.items():
-            figure = draw(results)
-            if figure is not None:
-                drawn[name] = png(figure)
-    return drawn
+def _scaled(interval: Interval, scale: float) -> Interval:
+    low, high = (None if v is None else scale * v for v in interval)
+    return low, high
 
 
-def png(figure: "Figure") -> bytes:
-    """The figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+def _curve(name: str, style: str, x: Sequence[float], estimates: Sequence[Estimate]) -> Curve:
+    """A curve with its band, in ascending x."""
+    pairs = sorted(zip(x, estimates, strict=True), key=lambda pair: pair[0])
+    band = tuple(e.interval for _, e in pairs)
+    return Curve(name, style, tuple(x for x, _ in pairs), tuple(e.mean for _, e in pairs), band)
 
 
-def new_figure(width: float, height: float) -> "Figure":
-    """A figure that belongs to no window and to no global list."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+def _level(name: str, style: str, x: Sequence[float], value: Number) -> Curve:
+    ends = min(x), max(x)
+    return Curve(name, style, ends, (value, value))
 
 
-def _floats(values: Any) -> np.ndarray:
-    """JSON's null becomes NaN, which matplotlib leaves out."""
-    return np.asarray(values, np.float64)
+# --------------------------------------------------------------------------- layers and rates
 
 
-def _draw_accuracy(results: Results) -> "Figure | None":
-    titles = {
-        "accuracy": "As predicted",
-        "accuracy_calibrated": "Calibrated (each answer's mean subtracted)",
+def layer_curve(name: str, style: str, series: Series, band: bool = False) -> Curve:
+    """A series of every layer; `band`: with its intervals."""
+    layers = tuple(range(1, len(series.per_layer) + 1))
+    return Curve(name, style, layers, series.per_layer, series.per_layer_interval if band else ())
+
+
+def layer_panel(title: str, results: Results, metric: str, kinds: Sequence[str]) -> Panel:
+    """A similarity of each layer beside its baselines and the controls of some kinds.
+
+    Args:
+        kinds: of `catalog.CONTROL_KINDS`; "base": the baselines; "rate": the lowest and the highest
+            learning rate at which every seed converged.
+    """
+    own = results.similarities[metric]
+    curves = []
+    if "base" in kinds:
+        curves += [
+            layer_curve(BASELINES[name].title, BASELINES[name].style, series)
+            for name, series in own.baselines.items()
+        ]
+    curves += [
+        layer_curve(CONTROLS[name].title, CONTROLS[name].style, control.similarities[metric])
+        for name, control in results.controls.items()
+        if control.kind in kinds and metric in control.similarities
+    ]
+    if "rate" in kinds:
+        curves += [
+            layer_curve(f"FT at learning rate {rate(lr)} ({which})", style, series)
+            for which, style, lr, series in extreme_rates(results, metric)
+        ]
+    curves.append(layer_curve("measured, with 95 % band", "own", own, band=True))
+    return plots.lines(title, curves, LAYER)
+
+
+def extreme_rates(results: Results, metric: str) -> list[tuple[str, str, float, Series]]:
+    """(which, style, learning rate, similarity) at the lowest and at the highest that has one."""
+    dose = results.dose_response
+    curve = dose.similarity.get(metric, ()) if dose else ()
+    rates = dose.learning_rates if dose else ()
+    known = sorted(
+        ((lr, one) for lr, one in zip(rates, curve, strict=False) if one.mean is not None),
+        key=lambda pair: pair[0],
+    )
+    ends = [("lowest", "zsl thin", pair) for pair in known[:1]]
+    ends += [("highest", "ft thin", pair) for pair in known[1:][-1:]]
+    return [(which, style, lr, one) for which, style, (lr, one) in ends]
+
+
+def dose_curves(dose: DoseResponse, metric: str, style: str) -> list[Curve]:
+    """A similarity at every learning rate."""
+    curve = dose.similarity.get(metric)
+    title = SIMILARITIES[metric].title
+    return [_curve(title, style, dose.learning_rates, curve)] if curve else []
+
+
+# ------------------------------------------------------------------------------------- one job
+
+
+def job_figures(results: Results) -> dict[str, Figure]:
+    """The figures of one job by their keys; those without numbers have no panels."""
+    drawn = (
+        _accuracy_figure(results),
+        _agreement_figure(results),
+        _similarity_figure(results),
+        _update_figure(results),
+        _dose_figure(results),
+        _selection_figure(results),
+    )
+    return {figure.key: figure for figure in drawn}
+
+
+def _accuracy_figure(results: Results) -> Figure:
+    kinds = {
+        "As predicted, %": results.accuracy,
+        "Calibrated, %": results.accuracy_calibrated,
     }
-    panels = [(key, title) for key, title in titles.items() if results[key]]
-    figure = new_figure(4.5 * len(panels), 4.2)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for ax, (key, title) in zip(axes, panels, strict=True):
-        for x, setting in enumerate(SETTINGS):
-            _accuracy_bar(ax, x, setting, results[key][setting])
-        ax.axhline(
-            100 * _floats(results[key]["majority"]).item(), label="majority class", **RANDOM_STYLE
+    panels = []
+    for title, accuracy in kinds.items():
+        if accuracy is None:
+            continue
+        rows = []
+        for setting, name in SETTINGS.items():
+            share = accuracy.of(setting)
+            seeds = zip(results.reported_seeds, share.per_seed, strict=False)
+            each = [
+                Mark(f"seed {seed}", None if v is None else 100 * v, style=f"{setting} thin")
+                for seed, v in seeds
+            ]
+            rows.append((name, [_mark(name, share, setting, 100), *each]))
+        rows.append(("majority", [Mark("majority class", 100 * accuracy.majority, style="base")]))
+        panels.append(plots.dots(title, rows))
+    caption = (
+        "The mean with its 95 % interval, then each seed. Calibrated: each answer's mean "
+        "log-probability subtracted."
+    )
+    return Figure("accuracy", "Accuracy of ZSL, ICL and FT", caption, panels)
+
+
+# A letter for ZSL, ICL and FT, upper case where right; from all right to all wrong.
+_PATTERNS = {
+    "ZIF": "all right",
+    "zIF": "ICL and FT: raises Rec2FTP",
+    "ZIf": "ZSL and ICL",
+    "ZiF": "ZSL and FT",
+    "zIf": "ICL alone",
+    "ziF": "FT alone: lowers Rec2FTP",
+    "Zif": "ZSL alone",
+    "zif": "none",
+}
+
+
+def _agreement_figure(results: Results) -> Figure:
+    agreement = results.agreement
+    panels = []
+    if agreement.patterns:
+        unknown: Interval = (None, None)
+
+        def mark(name: str, share: Number, interval: Interval, own: bool) -> list[Mark]:
+            estimate = Estimate(mean=share, interval=interval)
+            return [_mark(name, estimate, "own" if own else "base", 100)]
+
+        right = [
+            (
+                name,
+                mark(
+                    name,
+                    agreement.patterns.get(key),
+                    agreement.patterns_interval.get(key, unknown),
+                    key in ("zIF", "ziF"),
+                ),
+            )
+            for key, name in _PATTERNS.items()
+        ]
+        alike = []
+        for pair, share in agreement.pairwise.items():
+            name = " = ".join(SETTINGS[s] for s in pair.split("_"))
+            interval = agreement.pairwise_interval.get(pair, unknown)
+            alike.append((name, mark(name, share, interval, pair == "icl_ft")))
+        panels = [
+            plots.dots("Which settings are right", right, "share of examples, %"),
+            plots.dots("How often two predict the same", alike, "share of examples, %"),
+        ]
+    title = "Which settings are right, and how often two agree"
+    return Figure("agreement", title, "Means over seeds with 95 % intervals.", panels)
+
+
+def _similarity_figure(results: Results) -> Figure:
+    panels = []
+    for metric in results.similarities:
+        title = SIMILARITIES[metric].title
+        panels += [
+            layer_panel(title, results, metric, ("base", "model", "update")),
+            layer_panel("demonstrations and rates", results, metric, ("data", "rate")),
+        ]
+    legend = [("measured, with 95 % band", "own"), ("random", "base dot")]
+    if "sim_am" in results.similarities:
+        legend.append((BASELINES["before_finetuning"].title, "base"))
+    legend += [(CONTROLS[n].title, CONTROLS[n].style) for n in results.controls]
+    ends = extreme_rates(results, "sim_aou")
+    legend += [(f"FT at the {which} rate ({rate(lr)})", style) for which, style, lr, _ in ends]
+    caption = (
+        "Left beside baselines, untrained models and other updates; right beside other "
+        "demonstrations and the lowest and the highest learning rate. Where the measured line runs "
+        "among the others, a layer shows no likeness that learning has made."
+    )
+    return Figure("similarity", "Every similarity, layer by layer", caption, panels, tuple(legend))
+
+
+def _update_figure(results: Results) -> Figure:
+    panels = []
+    update = results.similarities.get("sim_update")
+    if update and results.update_share:
+        shares = [
+            layer_curve(f"dW_{SETTINGS[s]}", s, results.update_share[s]) for s in ("icl", "ft")
+        ]
+        panels = [
+            plots.heat("SimUpdate of every head", update.per_layer_head, LAYER, "key/value head"),
+            plots.lines("Share of the norm, beside W_ZSL", shares, LAYER),
+        ]
+    legend = (("dW_ICL", "icl"), ("dW_FT", "ft"))
+    caption = "Left: the cosine of both updates in each head. Right: how large each update is."
+    return Figure("update", "Updates of attention's linear map", caption, panels, legend)
+
+
+def _dose_figure(results: Results) -> Figure:
+    dose = results.dose_response
+    if dose is None:
+        return Figure("dose_response", "", "", [])
+    rates, chosen = dose.learning_rates, results.selection.learning_rate
+    percent = [
+        Estimate(mean=m.mean, interval=m.interval)
+        for e in dose.accuracy
+        for m in [_mark("", e, "ft", 100)]
+    ]
+    settings = [
+        _level(f"{SETTINGS[s]}, evaluated examples", s, rates, _mark("", own, s, 100).mean)
+        for s in ("zsl", "icl")
+        for own in [results.accuracy.of(s)]
+    ]
+    panels = [
+        plots.lines(
+            "FT accuracy, %",
+            [*settings, _curve("FT", "ft", rates, percent)],
+            "learning rate",
+            log=True,
+            chosen=chosen,
         )
-        words = ("query alone", "demonstrations\nin the prompt", "finetuned on\nthem")
-        labels = [f"{s}\n{w}" for s, w in zip(SETTINGS.values(), words, strict=True)]
-        ax.set_xticks(range(3), labels)
-        ax.set_title(title)
-        ax.tick_params(axis="x", length=0)
-    axes[0].set_ylabel("Accuracy, %")
-    axes[0].set_ylim(0, 100)
-    shared_legend(figure, axes, 3 if len(panels) > 1 else 2)
-    return figure
+    ]
+    for metric in DOSE_SIMILARITIES:
+        curves = dose_curves(dose, metric, "own")
+        if not curves:
+            continue
+        for name in SIMILARITIES[metric].baselines:
+            baseline = [one.baselines[name] for one in dose.similarity[metric]]
+            curve = _curve(BASELINES[name].title, BASELINES[name].style, rates, baseline)
+            curves.insert(0, Curve(curve.name, curve.style, curve.x, curve.y))
+        curves += [
+            _level(CONTROLS[n].title, CONTROLS[n].style, rates, c.similarities[metric].mean)
+            for n, c in results.controls.items()
+            if c.kind == "model" and metric in c.similarities
+        ]
+        title = SIMILARITIES[metric].title
+        panels.append(plots.lines(title, curves, "learning rate", log=True, chosen=chosen))
+    legend = [("ZSL", "zsl"), ("ICL", "icl"), ("FT", "ft"), ("similarity", "own")]
+    legend.append(("random", "base dot"))
+    untrained = [n for n, c in results.controls.items() if c.kind == "model"]
+    legend += [(CONTROLS[n].title, CONTROLS[n].style) for n in untrained]
+    caption = "On the selection examples, with 95 % bands; triangles: rates chosen for a seed."
+    title = "Accuracy of FT and its similarity to ICL against learning rate"
+    return Figure("dose_response", title, caption, panels, tuple(legend))
 
 
-def _accuracy_bar(ax: "Axes", x: int, setting: str, share: Results) -> None:
-    mean, (low, high) = share["mean"], 100 * _floats(share["interval"])
-    ax.bar(x, 100 * _floats(mean), 0.62, color=COLORS[setting])
-    ax.plot([x, x], [low, high], color=INK, linewidth=2.2, label="95 % interval")
-    per_seed = 100 * _floats(share.get("per_seed", ()))
-    spots = x + 0.1 + 0.16 * np.arange(len(per_seed)) / max(len(per_seed) - 1, 1)  # beside the line
-    style: dict[str, Any] = {"facecolor": "white", "edgecolor": INK, "linewidth": 1.1, "zorder": 3}
-    ax.scatter(spots, per_seed, 26, label="one seed", clip_on=False, **style)
-    color = INK if setting == "zsl" else "white"
-    ax.text(x, 2.5, percent(mean), ha="center", color=color, weight="bold", fontsize=11)
+def _selection_figure(results: Results) -> Figure:
+    s = results.selection
+    order = sorted(range(len(s.learning_rates)), key=s.learning_rates.__getitem__)
+    rates = tuple(s.learning_rates[i] for i in order)
+
+    def panel(title: str, table: Sequence[Sequence[Number]], scale: float) -> Panel:
+        rows = [[None if r[i] is None else scale * (r[i] or 0) for i in order] for r in table]
+        seeds = [
+            Curve(f"seed {seed}", "ft thin", rates, tuple(values))
+            for seed, values in zip(results.seeds, rows, strict=True)
+        ]
+        # It ends where a seed's loss is not finite: a mean of the other seeds would mislead.
+        columns = [[v for v in c if v is not None] for c in zip(*rows, strict=True)]
+        mean = tuple(sum(c) / len(c) if len(c) == len(rows) else None for c in columns)
+        curves = [*seeds, Curve("mean over seeds", "own", rates, mean)]
+        return plots.lines(title, curves, "learning rate", log=True, chosen=s.learning_rate)
+
+    logs = [[v and (math.log10(v) if v > 0 else None) for v in row] for row in s.training_loss]
+    panels = [
+        panel("Accuracy on the selection examples, %", s.accuracy, 100),
+        panel("Training loss, log10 of nats per token", logs, 1),
+    ]
+    legend = (("one seed", "ft thin"), ("mean over seeds", "own"))
+    caption = "Triangles: rates chosen for a seed. A line ends where a run diverged."
+    return Figure("selection", "How learning rates were selected", caption, panels, legend)
 
 
-def shared_legend(figure: "Figure", axes: Iterable["Axes"], columns: int) -> None:
-    """One legend under all panels, each label once."""
-    handles: dict[str, Any] = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+# ------------------------------------------------------------------------------------ many jobs
 
 
-def _draw_similarity(results: Results) -> "Figure | None":
-    names = ("sim_aou", "sim_aou_unnormalized", "sim_am", "sim_am_delta")
-    return _layer_rows(results, names)
+def study_figures(groups: Sequence[Group]) -> list[Figure]:
+    """The figures of many jobs, those that have numbers."""
+    found = []
+    for group in main_groups(groups):
+        found += [_controls_figure(group), _doses_figure(group)]
+        found += [_layers_figure(group, metric) for metric in OVER_LAYERS]
+        found.append(_accuracies_figure(group))
+    found += [_layer_causal_figure(*pair) for pair in layer_causal(groups)]
+    return [figure for figure in found if figure.panels]
 
 
-def _draw_more_similarity(results: Results) -> "Figure | None":
-    names = ("kendall", "kendall_example", "sim_update", "recall_tokens", "recall_examples")
-    return _layer_rows(results, names)
+def _controls_figure(group: Group) -> Figure:
+    measured = group.measured()
+    panels = []
+    for metric in AGAINST:
+        own = [_mark(task_title(t), r.similarities.get(metric), "own") for t, r in measured.items()]
+        rows = [("measured", own)]
+        for name in others(group, [metric]):
+            style = CONTROLS[name].style if is_control(name) else "base"
+            marks = [
+                _mark(task_title(t), found.own if found else None, style)
+                for t, r in measured.items()
+                for found in [beside(r, metric).get(name)]
+            ]
+            title = CONTROLS[name].short if is_control(name) else BASELINES[name].title
+            rows.append((title, marks))
+        if len(rows) > 1:
+            panels.append(plots.dots(SIMILARITIES[metric].title, rows))
+    legend = (
+        ("measured", "own"),
+        ("random, or before finetuning", "base"),
+        ("models that learned nothing", "model"),
+        ("other demonstrations", "data"),
+        ("other weight changes", "update"),
+    )
+    tasks = ", ".join(map(task_title, measured))
+    caption = (
+        f"Each dot is a task (from top to bottom: {tasks}) with its 95 % interval. The claim needs "
+        "the coloured row at the top to stand to the right of every other row."
+    )
+    title = f"Similarity of ICL and finetuning against controls: {group.title}"
+    return Figure(group.key("controls"), title, caption, panels, legend)
 
 
-def _layer_rows(results: Results, names: Sequence[str]) -> "Figure | None":
-    """A row for each similarity: left beside models and updates, right beside data and rates."""
-    names = [n for n in names if n in results]
-    if not names:
-        return None
-    figure = new_figure(9, 1.4 + 2.35 * len(names))
-    axes = figure.subplots(len(names), 2, sharex=True, sharey="row", squeeze=False)
-    for (left, right), name in zip(axes, names, strict=True):
-        for ax in (left, right):
-            _layer_panel(ax, results, name)
-        for baseline, series in results[name].get("baselines", {}).items():
-            _plot_layers(left, series, **BASELINE_STYLES.get(baseline, RANDOM_STYLE))
-        _plot_controls(left, results, name, ("model", "update"))
-        _plot_controls(right, results, name, ("data",))
-        _plot_rates(right, results, name)
-        left.set_title(SIMILARITIES[name].title, pad=20)
-        left.set_ylabel(SIMILARITIES[name].unit)
-        notes = (SIMILARITIES[name].compared, "the same, other demonstrations and learning rates")
-        for ax, note in zip((left, right), notes, strict=True):
-            ax.text(0, 1.03, note, transform=ax.transAxes, fontsize=9.5, color="#555555")
-    for ax in axes[-1]:
-        ax.set_xlabel("Layer (1: next to the input)")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    shared_legend(figure, axes.flatten(), 3)
-    return figure
+def _doses_figure(group: Group) -> Figure:
+    styles = {"sim_aou": "own", "sim_aou_unnormalized": "own dash", "sim_am_delta": "data thin"}
+    panels = []
+    for task, results in group.measured().items():
+        if (dose := results.dose_response) is None:
+            continue
+        rates = dose.learning_rates
+        curves = [_curve("accuracy of FT", "ft", rates, dose.accuracy)]
+        for metric, style in styles.items():
+            curves += dose_curves(dose, metric, style)
+        curves.append(_level("majority class", "base dot", rates, results.accuracy.majority))
+        chosen = results.selection.learning_rate
+        panels.append(plots.lines(task_title(task), curves, "learning rate", True, chosen))
+    legend = [("accuracy of FT", "ft")]
+    legend += [(SIMILARITIES[metric].title, style) for metric, style in styles.items()]
+    legend.append(("majority class", "base dot"))
+    caption = (
+        "Accuracy of the finetuned model and its similarity to ICL at every learning rate, on the "
+        "examples that rates are selected on; bands are 95 % intervals, triangles the rates that "
+        "were chosen. Where similarity goes on rising while accuracy falls, it does not measure "
+        "useful learning."
+    )
+    title = f"Accuracy and similarity at every learning rate: {group.title}"
+    return Figure(group.key("dose"), title, caption, panels, tuple(legend))
 
 
-def _layer_panel(ax: "Axes", results: Results, name: str) -> None:
-    """The job's own curve."""
-    band = _floats(results[name]["per_layer_interval"]).reshape(-1, 2)
-    x = np.arange(1, len(band) + 1)
-    ax.fill_between(x, band[:, 0], band[:, 1], color=SIMILARITY_COLOR, alpha=0.22, linewidth=0)
-    style: dict[str, Any] = {
-        "color": SIMILARITY_COLOR,
-        "linewidth": 1.8,
-        "marker": "o",
-        "markersize": 2.6,
-    }
-    _plot_layers(ax, results[name], label="this job, with 95 % band", zorder=3, **style)
-    ax.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=1)
-    ax.set_xlim(0.4, len(band) + 0.6)
+_LAYER_CONTROLS = ("untrained", "untrained_keep_embeddings", "permuted_labels", "perturbation")
 
 
-def _plot_controls(ax: "Axes", results: Results, name: str, kinds: Sequence[str]) -> None:
-    for control, measured in results.get("controls", {}).items():
-        if name in measured and measured["kind"] in kinds:
-            style = CONTROL_STYLES[control]
-            _plot_layers(ax, measured[name], label=CONTROLS[control].title, **style)
+def _layers_figure(group: Group, metric: str) -> Figure:
+    panels = []
+    for task, results in group.measured().items():
+        if (own := results.similarities.get(metric)) is None:
+            continue
+        curves = [layer_curve("measured", "own", own, band=True)]
+        curves += [
+            layer_curve(BASELINES[n].title, BASELINES[n].style, series)
+            for n, series in own.baselines.items()
+        ]
+        curves += [
+            layer_curve(CONTROLS[n].title, CONTROLS[n].style, found.similarities[metric])
+            for n in _LAYER_CONTROLS
+            if (found := results.controls.get(n)) and metric in found.similarities
+        ]
+        curves += [
+            layer_curve("largest learning rate", "ft thin", series)
+            for which, _, _, series in extreme_rates(results, metric)
+            if which == "highest"
+        ]
+        panels.append(plots.lines(task_title(task), curves, "layer"))
+    legend = [("measured", "own"), ("its baseline", "base dot")]
+    legend.append(("largest learning rate", "ft thin"))
+    legend += [(CONTROLS[n].title, CONTROLS[n].style) for n in _LAYER_CONTROLS]
+    title = f"{SIMILARITIES[metric].title}, layer by layer: {group.title}"
+    caption = (
+        f"What is compared: {SIMILARITIES[metric].compared}. Where the measured line runs among "
+        "the controls, those layers show no likeness that learning has made. The largest "
+        "learning rate is that of the dose-response measurement at which no run diverged."
+    )
+    folded = metric != OVER_LAYERS[0]
+    return Figure(group.key(f"layers-{metric}"), title, caption, panels, tuple(legend), folded)
 
 
-def _plot_rates(ax: "Axes", results: Results, name: str) -> None:
-    """The learning-rate control: the lowest and the highest rate at which every seed converged."""
-    for which, (learning_rate, series) in extreme_rates(results, name).items():
-        label = f"FT at learning rate {rate(learning_rate)} ({which})"
-        _plot_layers(ax, series, label=label, color=RATE_COLORS[which], linewidth=1.3)
+def _accuracies_figure(group: Group) -> Figure:
+    measured = group.measured()
+    order = {s: SETTINGS[s] for s in ("zsl", "ft", "icl")}
+    panels = []
+    for title, calibrated in (("Measured, accuracy in %", False), ("Measured, calibrated", True)):
+        rows = []
+        for task, r in measured.items():
+            if accuracy := r.accuracy_calibrated if calibrated else r.accuracy:
+                marks = [_mark(name, accuracy.of(s), s, 100) for s, name in order.items()]
+                rows.append((task_title(task), marks))
+        if rows:
+            panels.append(plots.dots(title, rows))
+    sizes = [paper.size_of(group.model)] if paper.size_of(group.model) else list(paper.MODELS)
+    for size in sizes:
+        rows = [
+            (task.title, [Mark(n, getattr(paper.CELLS[t, size], s), style=s) for s, n in of])
+            for t, task in paper.TASKS.items()
+            for of in [order.items()]
+        ]
+        panels.append(plots.dots(f"The paper's {paper.MODELS[size]}", rows))
+    legend = tuple((name, s) for s, name in order.items())
+    caption = (
+        "Accuracy of the query alone (ZSL), after finetuning on the demonstrations (FT) and with "
+        "them in the prompt (ICL), with 95 % intervals; the paper gives none."
+    )
+    title = f"Accuracy: {group.title}"
+    return Figure(group.key("accuracy"), title, caption, panels if measured else [], legend)
 
 
-def extreme_rates(results: Results, name: str) -> dict[str, tuple[float, Results]]:
-    """The lowest and the highest learning rate with a finite similarity, and its numbers there."""
-    dose = results.get("dose_response", {})
-    curve = dose.get("similarity", {}).get(name, ())
-    pairs = zip(dose.get("learning_rates", ()), curve, strict=False)
-    finite = sorted((r, i) for i, (r, s) in enumerate(pairs) if s["mean"] is not None)
-    ends = {"lowest": finite[:1], "highest": finite[1:][-1:]}
-    return {which: (r, curve[i]) for which, end in ends.items() for r, i in end}
-
-
-def _plot_layers(ax: "Axes", series: Results, **style: Any) -> None:
-    values = _floats(series["per_layer"])
-    ax.plot(np.arange(1, len(values) + 1), values, **style)
-
-
-def _draw_update(results: Results) -> "Figure | None":
-    """dW_ICL against dW_FT: the cosine of every head, and how large both are."""
-    if "sim_update" not in results or "update_share" not in results:
-        return None
-    figure = new_figure(9, 3.6)
-    of_heads, shares = figure.subplots(1, 2)
-    heads = _floats(results["sim_update"]["per_layer_head"])
-    size = max(0.05, float(np.abs(np.nan_to_num(heads)).max()))
-    image = of_heads.imshow(heads.T, cmap="RdBu_r", vmin=-size, vmax=size, aspect="auto")
-    of_heads.set_xticks(*_every(len(heads)))
-    of_heads.set_yticks(*_every(heads.shape[1]))
-    of_heads.set_ylabel("Key/value head")
-    of_heads.set_title("SimUpdate of every head")
-    of_heads.grid(visible=False)
-    figure.colorbar(image, ax=of_heads, label="Cosine")
-    for setting in ("icl", "ft"):
-        style: dict[str, Any] = {"color": COLORS[setting], "linewidth": 1.8}
-        share = results["update_share"][setting]
-        _plot_layers(shares, share, label=f"dW_{SETTINGS[setting]}", **style)
-    shares.set_title("Share of the norm, beside W_ZSL")
-    shares.set_ylim(0, 1)
-    shares.set_xlim(0.4, len(heads) + 0.6)
-    shares.xaxis.get_major_locator().set_params(integer=True)
-    shares.legend()
-    for ax in (of_heads, shares):
-        ax.set_xlabel("Layer (1: next to the input)")
-    return figure
-
-
-def _every(count: int) -> tuple[list[int], list[int]]:
-    """Tick places from 0 and their numbers from 1, at most about ten."""
-    places = list(range(0, count, max(1, math.ceil(count / 10))))
-    return places, [place + 1 for place in places]
-
-
-DOSE_SIMILARITIES = ("sim_aou", "sim_aou_unnormalized", "sim_am_delta", "sim_update", "kendall")
-
-
-def _draw_dose(results: Results) -> "Figure | None":
-    """Finetuning's accuracy and its similarity to ICL against learning rate."""
-    dose = results.get("dose_response")
-    if not dose:
-        return None
-    figure = new_figure(9, 6.3)
-    axes = figure.subplots(2, 3).flatten()
-    chosen = sorted(set(results["selection"]["learning_rate"]))
-    _dose_accuracy(axes[0], results, chosen)
-    for ax, name in zip(axes[1:], DOSE_SIMILARITIES, strict=True):
-        if name in dose["similarity"] and name in results:
-            _dose_similarity(ax, results, name, chosen)
-        else:
-            ax.set_axis_off()
-    shared_legend(figure, axes, 3)
-    return figure
-
-
-def _dose_accuracy(ax: "Axes", results: Results, chosen: Sequence[float]) -> None:
-    dose = results["dose_response"]
-    for setting in ("zsl", "icl"):
-        mean = 100 * _floats(results["accuracy"][setting]["mean"]).item()
-        label = f"{SETTINGS[setting]}, evaluated examples"
-        ax.axhline(mean, color=COLORS[setting], linewidth=1.6, label=label)
-    rates, color = _floats(dose["learning_rates"]), COLORS["ft"]
-    _dose_curve(ax, rates, dose["accuracy"], chosen, 100, color=color, label="FT, with 95 % band")
-    ax.set_title("FT accuracy, %")
-
-
-def _dose_similarity(ax: "Axes", results: Results, name: str, chosen: Sequence[float]) -> None:
-    dose = results["dose_response"]
-    rates, curve = _floats(dose["learning_rates"]), dose["similarity"][name]
-    order = np.argsort(rates)
-    for baseline in curve[0]["baselines"]:
-        means = _floats([at_rate["baselines"][baseline]["mean"] for at_rate in curve])
-        ax.plot(rates[order], means[order], label="random baseline", **RANDOM_STYLE)
-    for control, measured in results.get("controls", {}).items():
-        if name in measured and measured["kind"] == "model":
-            mean = _floats(measured[name]["mean"]).item()
-            ax.axhline(mean, label=CONTROLS[control].title, **CONTROL_STYLES[control])
-    label = "similarity to ICL, with 95 % band"
-    _dose_curve(ax, rates, curve, chosen, 1, color=SIMILARITY_COLOR, label=label)
-    ax.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=1)
-    ax.set_title(SIMILARITIES[name].title)
-
-
-def _dose_curve(
-    ax: "Axes",
-    rates: np.ndarray,
-    curve: Sequence[Results],
-    chosen: Sequence[float],
-    scale: float,
-    color: str,
-    label: str,
-) -> None:
-    """One number against learning rate, with its band; it ends where a seed diverged."""
-    order = np.argsort(rates)
-    means = scale * _floats([at_rate["mean"] for at_rate in curve])
-    low, high = scale * _floats([at_rate["interval"] for at_rate in curve])[order].T
-    ax.fill_between(rates[order], low, high, color=color, alpha=0.2, linewidth=0)
-    ax.plot(rates[order], means[order], color=color, linewidth=2, marker="o", ms=3.5, label=label)
-    style: dict[str, Any] = {"facecolor": "white", "edgecolor": INK, "linewidth": 1.4, "zorder": 3}
-    picked = np.isin(rates, chosen)
-    ax.scatter(rates[picked], means[picked], 40, label="rate chosen for a seed", **style)
-    _rate_axis(ax, rates)
-
-
-def _rate_axis(ax: "Axes", rates: np.ndarray) -> None:
-    ax.set_xscale("log")
-    ax.set_xlim(rates.min() / 1.3, rates.max() * 1.3)
-    shown = np.sort(rates)[:: -(-len(rates) // 6)]  # at most six, or their labels overlap
-    ax.set_xticks(shown, [rate(r) for r in shown], rotation=45)
-    ax.set_xticks([], minor=True)
-    ax.set_xlabel("Learning rate")
-
-
-# Letters in the order ZSL, ICL, FT, upper case where right; from all right to all wrong.
-_PATTERNS = ("ZIF", "zIF", "ZIf", "ZiF", "zIf", "ziF", "Zif", "zif")
-
-
-def _draw_agreement(results: Results) -> "Figure | None":
-    agreement = results.get("agreement")
-    if not agreement:
-        return None
-    figure = new_figure(9, 4.4)
-    dots, bars, pairs = figure.subplots(1, 3, width_ratios=(1, 2.6, 2.2))
-    _pattern_dots(dots)
-    _pattern_bars(bars, agreement)
-    _pairwise_bars(pairs, agreement)
-    return figure
-
-
-def _pattern_dots(ax: "Axes") -> None:
-    """A row for each pattern, a column for each setting; filled: right."""
-    for row, pattern in enumerate(_PATTERNS):
-        for column, (setting, letter) in enumerate(zip(SETTINGS, pattern, strict=True)):
-            right, color = letter.isupper(), COLORS[setting]
-            style: dict[str, Any] = {"facecolor": color if right else "white", "edgecolor": color}
-            ax.scatter(column, row, 85, linewidth=1.4, **style)
-    ax.set_xticks(range(3), list(SETTINGS.values()))
-    ax.xaxis.tick_top()
-    ax.set(xlim=(-0.6, 2.6), ylim=(7.6, -0.6), yticks=[])
-    ax.set_xlabel("filled: right\nhollow: wrong")
-    ax.grid(visible=False)
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
-
-
-def _pattern_bars(ax: "Axes", agreement: Results) -> None:
-    patterns = agreement["patterns"]
-    shares = 100 * _floats([patterns.get(p) for p in _PATTERNS])
-    colors = [SIMILARITY_COLOR if p in ("zIF", "ziF") else "#8c8c8c" for p in _PATTERNS]
-    ax.barh(range(8), shares, 0.66, color=colors)
-    notes = {
-        "ZIF": "all right",
-        "zIF": "raises Rec2FTP",
-        "ziF": "lowers Rec2FTP",
-        "zif": "all wrong",
-    }
-    furthest = 1.0
-    for row, pattern in enumerate(_PATTERNS):
-        text = f" {percent(patterns.get(pattern))} %  {notes.get(pattern, '')}"
-        end = _whisker(ax, row, shares[row], agreement.get("patterns_interval", {}).get(pattern))
-        ax.text(end, row, text, va="center", fontsize=9)
-        furthest = max(furthest, end)
-    ax.set(ylim=(7.6, -0.6), yticks=[], xlim=(0, 1.7 * furthest))
-    ticks = ax.get_xticks()
-    ax.set_xticks(ticks[ticks <= 100])  # the room beyond is for the words
-    ax.set_title("Which settings are right together")
-    ax.set_xlabel("Share of examples, %, with 95 % interval")
-    ax.grid(visible=False)
-
-
-def _whisker(ax: "Axes", row: int, value: float, interval: Sequence[float | None] | None) -> float:
-    """Draws a share's interval across its bar, and says where both end."""
-    ends = np.nan_to_num(100 * _floats(interval or [None, None]), nan=np.nan_to_num(value))
-    ax.plot(ends, [row, row], color=INK, linewidth=1.4)
-    return max(ends[1], np.nan_to_num(value))
-
-
-def _pairwise_bars(ax: "Axes", agreement: Results) -> None:
-    pairwise = agreement["pairwise"]
-    shares = 100 * _floats(list(pairwise.values()))
-    labels = [" = ".join(SETTINGS.get(s, s) for s in pair.split("_")) for pair in pairwise]
-    colors = [SIMILARITY_COLOR if pair == "icl_ft" else "#8c8c8c" for pair in pairwise]
-    ax.barh(range(len(shares)), shares, 0.45, color=colors)
-    for row, (pair, value) in enumerate(pairwise.items()):
-        end = _whisker(ax, row, shares[row], agreement.get("pairwise_interval", {}).get(pair))
-        ax.text(end + 2, row, f"{percent(value)} %", va="center", fontsize=9)
-    ax.set_yticks(range(len(shares)), labels)
-    ax.set(xlim=(0, 135), xticks=range(0, 101, 25), ylim=(len(shares) - 0.4, -0.6))
-    ax.set_title("How often two predict the same")
-    ax.set_xlabel("Share of examples, %, with interval")
-    ax.grid(visible=False)
-    ax.tick_params(axis="y", length=0)
-
-
-def _draw_selection(results: Results) -> "Figure | None":
-    selection = results["selection"]
-    rates = _floats(selection["learning_rates"])
-    chosen = [int(np.argmin(abs(rates - r))) for r in selection["learning_rate"]]
-    figure = new_figure(9, 3.7)
-    axes = figure.subplots(1, 2)
-    _rate_panel(axes[0], rates, 100 * _floats(selection["accuracy"]), chosen)
-    _rate_panel(axes[1], rates, _floats(selection["training_loss"]), chosen)
-    axes[0].set_title("Accuracy on the selection examples")
-    axes[0].set_ylabel("Accuracy, %")
-    axes[1].set_title("Training loss, mean over the steps")
-    axes[1].set_ylabel("Loss, nats per token")
-    shared_legend(figure, axes, 3)
-    return figure
-
-
-def _rate_panel(ax: "Axes", rates: np.ndarray, values: np.ndarray, chosen: list[int]) -> None:
-    """Curves of [R, rates] against learning rate: seeds thin, their mean thick."""
-    order = np.argsort(rates)
-    for row in values:
-        thin: dict[str, Any] = {"color": COLORS["ft"], "linewidth": 1, "alpha": 0.55, "marker": "."}
-        ax.plot(rates[order], row[order], label="one seed", **thin)
-    # It ends where a seed's loss is not finite: a mean of the other seeds would mislead.
-    mean = values.mean(0)
-    ax.plot(rates[order], mean[order], color=COLORS["ft"], linewidth=2.8, label="mean over seeds")
-    marked = values[np.arange(len(chosen)), chosen]
-    style: dict[str, Any] = {"facecolor": "white", "edgecolor": INK, "linewidth": 1.4, "zorder": 3}
-    ax.scatter(rates[chosen], marked, 40, label="chosen for a seed", **style)
-    finite = values[np.isfinite(values)]
-    _rate_axis(ax, rates)
-    if finite.size and finite.min() > 0 and finite.max() > 20 * finite.min():
-        ax.set_yscale("log")  # a diverging rate would flatten the others
-
-
-_FIGURES: dict[str, Callable[[Results], "Figure | None"]] = {
-    "accuracy.png": _draw_accuracy,
-    "similarity.png": _draw_similarity,
-    "more_similarity.png": _draw_more_similarity,
-    "update.png": _draw_update,
-    "agreement.png": _draw_agreement,
-    "dose_response.png": _draw_dose,
-    "selection.png": _draw_selection,
-}
+def _layer_causal_figure(gd: Group, lcgd: Group) -> Figure:
+    """Gradient descent beside its layer-causal form."""
+    both = [t for t in gd.measured() if t in lcgd.measured()]
+    panels = []
+    for metric, averages in paper.REVISIT.items():
+        rows = [
+            (
+                f"{name}, ours",
+                [
+                    _mark(task_title(t), group.measured()[t].similarities.get(metric), style)
+                    for t in both
+                ],
+            )
+            for name, group, style in (("GD", gd, "own"), ("LCGD", lcgd, "icl"))
+        ]
+        rows += [
+            (f"{name}, revisit", [Mark("average", value, style="base")])
+            for name, value in zip(("GD", "LCGD"), averages, strict=True)
+        ]
+        panels.append(plots.dots(SIMILARITIES[metric].title, rows))
+    tasks = ", ".join(map(task_title, both))
+    caption = (
+        f"Each coloured dot is a task ({tasks}) with its 95 % interval; grey: the averages that "
+        "Deutch et al. report for their own models. Layer-causal gradient descent (LCGD) lets no "
+        "layer's update know of later layers, as is the case in ICL."
+    )
+    title = f"Gradient descent against its layer-causal form: {gd.model}"
+    legend = (("GD", "own"), ("LCGD", "icl"), ("the revisit's averages", "base"))
+    return Figure(lcgd.key("lcgd"), title, caption, panels if both else [], legend)

@@ -1,4 +1,4 @@
-"""Per-example numbers -> results.json: means, intervals, paired differences, baselines, controls.
+"""Per-example numbers -> results: means, intervals, paired differences, baselines, controls.
 
 Every interval is a 95 % percentile bootstrap over seeds and examples
 (`metrics.bootstrap_ratio_interval` says how, and what few seeds mean); of zero-shot numbers and of
@@ -8,8 +8,10 @@ taken example by example and seed by seed before it is averaged.
 Shape glossary: R seeds, N examples, L layers, G key/value heads, Y answers, B bootstrap resamples.
 """
 
+import dataclasses
 import itertools
 import platform
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,15 +19,29 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import icljax
-from icljax import checkpoints, metrics
+from icljax import checkpoints, metrics, results
 from icljax.catalog import CONTROLS, SIMILARITIES
 from icljax.comparison import answers
 from icljax.comparison.grid import Chosen, mean_of_finite
 from icljax.comparison.job import Job
 from icljax.comparison.programs import Comparison
+from icljax.results import (
+    WITHOUT_SEEDS,
+    Accuracy,
+    Agreement,
+    Control,
+    DoseResponse,
+    Estimate,
+    Measures,
+    Number,
+    Recall,
+    Results,
+    Selection,
+    Series,
+    Similarity,
+)
 from icljax.runtime import workdir
 
-_WITHOUT_SEEDS = ("index", "label", "pred_zsl", "logprob_zsl")  # of `example_arrays`
 _BALANCED = (
     "demonstrations, selection and validation examples are drawn with equally many of each class"
 )
@@ -55,7 +71,7 @@ def summarize(
     arrays: dict[str, np.ndarray],
     best_seed: tuple[int, list[float]] | None,
     controls: dict[str, Comparison],
-) -> dict[str, Any]:
+) -> Results:
     """Everything that results.json says, but the seconds.
 
     Args:
@@ -65,67 +81,65 @@ def summarize(
         controls: by name, each with all seeds.
     """
     seeds = list(range(len(config.seeds))) if best_seed is None else [best_seed[0]]
-    task = job.encoder.task
-    multiple_choice = not task.answers  # its candidates are the examples' own
+    task, dataset = job.encoder.task, job.dataset
     reported = pick_seeds(arrays, seeds)
-    return {
-        "task": task.name,
-        "stand_in": job.dataset.stand_in,
-        "template": task.template,
-        "answers": list(task.answers),
-        "multiple_choice": multiple_choice,
-        "record_position": config.record_position,
-        "finetune": {"method": config.finetune.method},
-        **measure(reported, config, multiple_choice),
-        "selection": _selection(config, job, chosen, best_seed),
-        "dose_response": dose_response(config, job, chosen),
-        "controls": {
+    balanced = [_BALANCED] if config.data.balanced else []
+    return Results(
+        task=task.name,
+        stand_in=dataset.stand_in,
+        template=task.template,
+        answers=tuple(task.answers),
+        multiple_choice=not task.answers,  # its candidates are the examples' own
+        record_position=config.record_position,
+        finetune=results.Finetune(method=config.finetune.method),
+        **vars(measure(reported, config, not task.answers)),
+        selection=_selection(config, job, chosen, best_seed),
+        dose_response=dose_response(config, job, chosen),
+        controls={
             name: _control(config, job, name, comparison, reported, seeds)
             for name, comparison in controls.items()
         },
-        "demonstrations": {"asked": config.num_demonstrations, "used": job.used},
-        "data": {
-            "source": job.dataset.source,
-            "fingerprint": job.dataset.fingerprint,
-            "notes": [
-                *job.dataset.notes,
-                *([_BALANCED] if config.data.balanced else []),
-                *job.notes,
-            ],
-            "evaluated": len(arrays["label"]),
-            "validation_examples": len(job.dataset.validation.labels),
-        },
-        "model": {
-            "name": config.model,
-            "weights": config.weights,
-            "attention": config.attention.kind,  # empty: the checkpoint's own
-            "fingerprint": checkpoints.fingerprint(checkpoint.folder),
-        },
-        **provenance(config),
-    }
+        demonstrations=results.Demonstrations(
+            asked=config.num_demonstrations, used=tuple(job.used)
+        ),
+        data=results.Data(
+            source=dataset.source,
+            fingerprint=dataset.fingerprint,
+            notes=(*dataset.notes, *balanced, *job.notes),
+            evaluated=len(arrays["label"]),
+            validation_examples=len(dataset.validation.labels),
+        ),
+        model=results.Model(
+            name=config.model,
+            weights=config.weights,
+            attention=config.attention.kind,  # empty: the checkpoint's own
+            fingerprint=checkpoints.fingerprint(checkpoint.folder),
+        ),
+        **vars(provenance(config)),
+    )
 
 
-def provenance(config: ConfigDict) -> dict[str, Any]:
+def provenance(config: ConfigDict) -> results.Provenance:
     """What a result was made with: config, versions, device."""
-    return {
-        "config": workdir.as_plain(config),
-        "versions": {
+    return results.Provenance(
+        config=workdir.as_plain(config),
+        versions={
             "icljax": icljax.__version__,
             "jax": jax.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
-        "device": {
-            "platform": jax.default_backend(),
-            "kind": jax.devices()[0].device_kind,
-            "count": jax.device_count(),
-        },
-    }
+        device=results.Device(
+            platform=jax.default_backend(),
+            kind=jax.devices()[0].device_kind,
+            count=jax.device_count(),
+        ),
+    )
 
 
 def pick_seeds(arrays: dict[str, np.ndarray], seeds: list[int]) -> dict[str, np.ndarray]:
     """The arrays with only these seeds; those without a seed axis as they are."""
-    return {k: v if k in _WITHOUT_SEEDS else v[seeds] for k, v in arrays.items()}
+    return {k: v if k in WITHOUT_SEEDS else v[seeds] for k, v in arrays.items()}
 
 
 class Resamples(NamedTuple):
@@ -152,7 +166,7 @@ def draw_resamples(config: ConfigDict, num_seeds: int, num_examples: int) -> Res
 
 def measure(
     arrays: dict[str, np.ndarray], config: ConfigDict, multiple_choice: bool = False
-) -> dict[str, Any]:
+) -> Measures:
     """Accuracies, Rec2FTP, similarities and paired differences of arrays of `example_arrays`.
 
     Args:
@@ -162,44 +176,38 @@ def measure(
     label, logprob = arrays["label"], {s: arrays[f"logprob_{s}"] for s in ("zsl", "icl", "ft")}
     resamples = draw_resamples(config, *arrays["pred_ft"].shape)
     correct = {s: arrays[f"pred_{s}"] == label for s in logprob}
-    calibrated = None
+    kinds = {"accuracy": correct}
     if not multiple_choice:
         centred = {s: np.asarray(metrics.calibrate(x)) for s, x in logprob.items()}
-        calibrated = {s: answers.chosen(x) == label for s, x in centred.items()}
-    kinds = {"accuracy": correct, "accuracy_calibrated": calibrated}
-    majority = {"majority": float(np.bincount(label).max() / len(label))}
+        kinds["accuracy_calibrated"] = {s: answers.chosen(x) == label for s, x in centred.items()}
+    majority = float(np.bincount(label).max() / len(label))
+    shares = {
+        kind: Accuracy(**{s: share(c, resamples) for s, c in right.items()}, majority=majority)
+        for kind, right in kinds.items()
+    }
     subset = ~correct["zsl"] & correct["ft"] & correct["icl"]
     fields = _similarity_fields(arrays)
 
-    def of(field: str) -> dict[str, Any]:
+    def of(field: str) -> Series:
         return series(fields[field], resamples, subset)
 
-    return {
-        **{
-            kind: right and {s: share(c, resamples) for s, c in right.items()} | majority
-            for kind, right in kinds.items()
+    measured = {n: m for n, m in SIMILARITIES.items() if np.isfinite(fields[n]).any()}
+    return Measures(
+        **shares,
+        rec2ftp=recall(correct, resamples),
+        agreement=agreement(correct, arrays, resamples),
+        f2t=results.Count(count=int(subset.sum()), of=int(subset.size)),
+        similarities={
+            n: Similarity(**vars(of(n)), baselines={k: of(f) for k, f in m.baselines.items()})
+            for n, m in measured.items()
         },
-        "rec2ftp": recall(correct, resamples),
-        "agreement": agreement(correct, arrays, resamples),
-        "f2t": {"count": int(subset.sum()), "of": int(subset.size)},
-        **{
-            name: of(name) | {"baselines": {k: of(f) for k, f in metric.baselines.items()}}
-            for name, metric in SIMILARITIES.items()
-            if np.isfinite(fields[name]).any()
-        },
-        "update_share": {s: of(f"update_share_{s}") for s in ("icl", "ft")},
-        "differences": {
-            kind: right and _accuracy_differences(right, resamples) for kind, right in kinds.items()
-        }
+        update_share={s: of(f"update_share_{s}") for s in ("icl", "ft")},
+        differences={kind: _accuracy_differences(c, resamples) for kind, c in kinds.items()}
         | {
-            name: {
-                k: difference(fields[name], fields[f], resamples)
-                for k, f in metric.baselines.items()
-            }
-            for name, metric in SIMILARITIES.items()
-            if np.isfinite(fields[name]).any()
+            n: {k: difference(fields[n], fields[f], resamples) for k, f in m.baselines.items()}
+            for n, m in measured.items()
         },
-    }
+    )
 
 
 def _similarity_fields(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -207,7 +215,7 @@ def _similarity_fields(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return arrays | {"sim_am": arrays["sim_am_after"]}
 
 
-def average(values: np.ndarray, resamples: Resamples) -> dict[str, Any]:
+def average(values: np.ndarray, resamples: Resamples) -> Estimate:
     """Mean over the finite entries of [R, N] or [R, N, ...], with its interval."""
     finite = np.isfinite(values)
     rest = tuple(range(2, values.ndim))
@@ -215,14 +223,14 @@ def average(values: np.ndarray, resamples: Resamples) -> dict[str, Any]:
     count = finite.sum(rest, dtype=np.float32)
     with np.errstate(invalid="ignore"):
         mean = total.sum(dtype=np.float64) / count.sum(dtype=np.float64)
-    return {"mean": _number(mean), "interval": _numbers(_ratio_interval(resamples, total, count))}
+    return Estimate(mean=_number(mean), interval=_pair(_ratio_interval(resamples, total, count)))
 
 
-def difference(one: np.ndarray, other: np.ndarray, resamples: Resamples) -> dict[str, Any]:
+def difference(one: np.ndarray, other: np.ndarray, resamples: Resamples) -> Estimate:
     """Paired: mean of one - other [R, N, ...], its interval, and each seed's."""
     values = one - other
     each = mean_of_finite(values.reshape(len(values), -1), 1)
-    return average(values, resamples) | {"per_seed": _numbers(each)}
+    return dataclasses.replace(average(values, resamples), per_seed=_numbers(each))
 
 
 @jax.jit
@@ -241,22 +249,22 @@ def _interval(resamples: Resamples, values: jax.Array) -> tuple[jax.Array, jax.A
 
 def _accuracy_differences(
     correct: dict[str, np.ndarray], resamples: Resamples
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Estimate]:
     pairs = (("icl", "zsl"), ("ft", "zsl"), ("icl", "ft"))
     shape = correct["ft"].shape
     as_float = {s: np.broadcast_to(c, shape).astype(np.float32) for s, c in correct.items()}
     return {f"{a}_{b}": difference(as_float[a], as_float[b], resamples) for a, b in pairs}
 
 
-def share(correct: np.ndarray, resamples: Resamples) -> dict[str, Any]:
+def share(correct: np.ndarray, resamples: Resamples) -> Estimate:
     """Mean of [N] or [R, N], of bool or of 0, 1 and NaN (left out), with its interval."""
     shape = len(resamples.seeds[0]), correct.shape[-1]
     values = np.broadcast_to(correct, shape).astype(np.float32)
     out = average(values, resamples)
-    return out | _spread(values.mean(1)) if correct.ndim == 2 else out
+    return _with_spread(out, values.mean(1)) if correct.ndim == 2 else out
 
 
-def recall(correct: dict[str, np.ndarray], resamples: Resamples) -> dict[str, Any]:
+def recall(correct: dict[str, np.ndarray], resamples: Resamples) -> Recall:
     """Rec2FTP over all seeds together, and of each."""
     zsl = np.broadcast_to(correct["zsl"], correct["ft"].shape)
     ft_only = (~zsl & correct["ft"]).astype(np.float32)
@@ -264,18 +272,18 @@ def recall(correct: dict[str, np.ndarray], resamples: Resamples) -> dict[str, An
     low, high = _ratio_interval(resamples, both, ft_only)
     with np.errstate(invalid="ignore"):  # undefined where FT corrects nothing
         each, percent = 100 * both.sum(1) / ft_only.sum(1), 100 * both.sum() / ft_only.sum()
-    return {
-        "percent": _number(percent),
-        "interval": _numbers(100 * np.stack((low, high))),
-        "icl_and_ft_right_zsl_wrong": int(both.sum()),
-        "ft_right_zsl_wrong": int(ft_only.sum()),
-        "per_seed": _numbers(each),
-    }
+    return Recall(
+        percent=_number(percent),
+        interval=_pair(100 * np.stack((low, high))),
+        icl_and_ft_right_zsl_wrong=int(both.sum()),
+        ft_right_zsl_wrong=int(ft_only.sum()),
+        per_seed=_numbers(each),
+    )
 
 
 def agreement(
     correct: dict[str, np.ndarray], arrays: dict[str, np.ndarray], resamples: Resamples
-) -> dict[str, Any]:
+) -> Agreement:
     """Which settings are right together, and how often two predict the same; means over seeds.
 
     A pattern has a letter for ZSL, ICL and FT, upper case where that setting is right. Their
@@ -291,35 +299,37 @@ def agreement(
         f"{a}_{b}": np.broadcast_to(arrays[f"pred_{a}"] == arrays[f"pred_{b}"], shape)
         for a, b in itertools.combinations(("zsl", "icl", "ft"), 2)
     }
-    out: dict[str, Any] = {}
-    for what, shares in (("patterns", patterns), ("pairwise", pairwise)):
-        averages = {k: average(same, resamples) for k, same in shares.items()}
-        out[what] = {k: a["mean"] for k, a in averages.items()}
-        out[f"{what}_interval"] = {k: a["interval"] for k, a in averages.items()}
-    return out
+    right_together = {k: average(same, resamples) for k, same in patterns.items()}
+    alike = {k: average(same, resamples) for k, same in pairwise.items()}
+    return Agreement(
+        patterns={k: a.mean for k, a in right_together.items()},
+        patterns_interval={k: a.interval for k, a in right_together.items()},
+        pairwise={k: a.mean for k, a in alike.items()},
+        pairwise_interval={k: a.interval for k, a in alike.items()},
+    )
 
 
-def series(values: np.ndarray, resamples: Resamples, subset: np.ndarray) -> dict[str, Any]:
+def series(values: np.ndarray, resamples: Resamples, subset: np.ndarray) -> Series:
     """Means, intervals and spread of a similarity [R, N, L]; `f2t`: its mean on `subset` [R, N].
 
     One that is of every head, [R, N, L, G], is averaged over heads, its heads listed beside it.
     """
-    heads: dict[str, Any] = {}
+    heads: tuple[tuple[Number, ...], ...] = ()
     if values.ndim == 4:
         per_head = mean_of_finite(values.reshape(-1, *values.shape[2:]), 0)
-        heads = {"per_layer_head": [_numbers(row) for row in per_head]}
+        heads = tuple(_numbers(row) for row in per_head)
         values = mean_of_finite(values, -1)
     low, high = _interval(resamples, values)
     f2t = average(np.where(subset[..., None], values, np.nan), resamples)
-    return {
-        **average(values, resamples),
-        **_spread(mean_of_finite(values.reshape(len(values), -1), 1)),
-        "per_layer": _numbers(mean_of_finite(values.reshape(-1, values.shape[-1]), 0)),
-        "per_layer_interval": [_numbers(pair) for pair in np.stack((low, high), -1)],
-        "f2t": f2t["mean"],
-        "f2t_interval": f2t["interval"],
-        **heads,
-    }
+    seeds = mean_of_finite(values.reshape(len(values), -1), 1)
+    return Series(
+        **vars(_with_spread(average(values, resamples), seeds)),
+        per_layer=_numbers(mean_of_finite(values.reshape(-1, values.shape[-1]), 0)),
+        per_layer_interval=tuple(_pair(pair) for pair in np.stack((low, high), -1)),
+        per_layer_head=heads,
+        f2t=f2t.mean,
+        f2t_interval=f2t.interval,
+    )
 
 
 def _control(
@@ -329,7 +339,7 @@ def _control(
     comparison: Comparison,
     reported: dict[str, np.ndarray],
     seeds: list[int],
-) -> dict[str, Any]:
+) -> Control:
     """The same measures of a control, and how far the job lies above it.
 
     Args:
@@ -338,21 +348,21 @@ def _control(
     arrays = pick_seeds(example_arrays(job, comparison), seeds)
     resamples = draw_resamples(config, *arrays["pred_ft"].shape)
     own, other = (_comparable(x) for x in (at(reported, comparison.example), arrays))
-    return {
-        "kind": CONTROLS[name].kind,
-        "evaluated": len(arrays["label"]),
-        **measure(arrays, config, not job.encoder.task.answers),
-        "difference": {
+    return Control(
+        kind=CONTROLS[name].kind,
+        evaluated=len(arrays["label"]),
+        **vars(measure(arrays, config, not job.encoder.task.answers)),
+        difference={
             metric: difference(own[metric], other[metric], resamples)
             for metric in own
             if np.isfinite(other[metric]).any()
         },
-    }
+    )
 
 
 def at(arrays: dict[str, np.ndarray], examples: np.ndarray) -> dict[str, np.ndarray]:
     """Arrays of `example_arrays` at these examples only."""
-    return {k: v[examples] if k in _WITHOUT_SEEDS else v[:, examples] for k, v in arrays.items()}
+    return {k: v[examples] if k in WITHOUT_SEEDS else v[:, examples] for k, v in arrays.items()}
 
 
 def _comparable(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -368,7 +378,7 @@ def _comparable(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def dose_response(config: ConfigDict, job: Job, chosen: Chosen) -> dict[str, Any]:
+def dose_response(config: ConfigDict, job: Job, chosen: Chosen) -> DoseResponse:
     """What each learning rate gives on the selection examples: accuracy, loss, similarities.
 
     All seeds, whichever are reported. Where a seed's run diverged, the mean over seeds is
@@ -376,67 +386,70 @@ def dose_response(config: ConfigDict, job: Job, chosen: Chosen) -> dict[str, Any
     """
     dose, converged = chosen.dose, np.isfinite(chosen.accuracy)
     resamples = draw_resamples(config, len(converged), dose.correct.shape[-1])
+    every_rate = range(converged.shape[1])
 
-    def of(values: np.ndarray, field: str = "") -> list[dict[str, Any]]:
-        out = []
-        for rate, all_there in enumerate(converged.all(0)):
-            each = mean_of_finite(values[:, rate], 1)
-            undefined = {"mean": None, "interval": [None, None]}
-            mean = average(values[:, rate], resamples) if all_there else undefined
-            layers = {"per_layer": _numbers(dose.by_layer[field][:, rate].mean(0))} if field else {}
-            out.append(mean | _spread(each) | layers)
-        return out
+    def of(values: np.ndarray, rate: int) -> Estimate:
+        mean = average(values[:, rate], resamples) if converged[:, rate].all() else results.UNKNOWN
+        return _with_spread(mean, mean_of_finite(values[:, rate], 1))
 
-    def similarity(name: str, baselines: dict[str, str]) -> list[dict[str, Any]]:
-        field = "sim_am_after" if name == "sim_am" else name
-        beside = {k: of(dose.by_example[f], f) for k, f in baselines.items()}
-        return [
-            one | {"baselines": {k: rates[i] for k, rates in beside.items()}}
-            for i, one in enumerate(of(dose.by_example[field], field))
-        ]
+    def of_field(field: str, rate: int) -> Series:
+        layers = _numbers(dose.by_layer[field][:, rate].mean(0))
+        return Series(**vars(of(dose.by_example[field], rate)), per_layer=layers)
 
-    return {
-        "examples": dose.correct.shape[-1],
-        "measured_on": f"the selection examples, all seeds: {job.selected_on}",
-        "learning_rates": list(config.finetune.learning_rates),
-        "diverged": (~converged).sum(0).tolist(),
-        "accuracy": of(np.where(converged[..., None], dose.correct, np.nan)),
-        "training_loss": [
-            {"mean": _number(loss.mean()), "per_seed": _numbers(loss)} for loss in chosen.loss.T
-        ],
-        "similarity": {n: similarity(n, m.baselines) for n, m in SIMILARITIES.items()},
-    }
+    def similarity(name: str, rate: int) -> Similarity:
+        baselines = {k: of_field(f, rate) for k, f in SIMILARITIES[name].baselines.items()}
+        own = of_field("sim_am_after" if name == "sim_am" else name, rate)
+        return Similarity(**vars(own), baselines=baselines)
+
+    correct = np.where(converged[..., None], dose.correct, np.nan)
+    return DoseResponse(
+        examples=dose.correct.shape[-1],
+        measured_on=f"the selection examples, all seeds: {job.selected_on}",
+        learning_rates=tuple(config.finetune.learning_rates),
+        diverged=tuple((~converged).sum(0).tolist()),
+        accuracy=tuple(of(correct, rate) for rate in every_rate),
+        training_loss=tuple(
+            Estimate(mean=_number(loss.mean()), per_seed=_numbers(loss)) for loss in chosen.loss.T
+        ),
+        similarity={n: tuple(similarity(n, rate) for rate in every_rate) for n in SIMILARITIES},
+    )
 
 
 def _selection(
     config: ConfigDict, job: Job, chosen: Chosen, best_seed: tuple[int, list[float]] | None
-) -> dict[str, Any]:
+) -> Selection:
     rates = config.finetune.learning_rates
     seed = None
     if best_seed is not None:
-        seed = {"seed": config.seeds[best_seed[0]], "icl_accuracy": _numbers(best_seed[1])}
-    return {
-        "selected_on": job.selected_on,
-        "num_examples": len(job.selection_labels),
-        "learning_rates": list(rates),
-        "learning_rate": [rates[i] for i in chosen.rate_index],
-        "accuracy": [_numbers(row) for row in chosen.accuracy],
-        "nll": [_numbers(row) for row in chosen.nll],
-        "training_loss": [_numbers(row) for row in chosen.loss],
-        "best_seed": seed,
-    }
+        number, accuracy = best_seed
+        seed = results.BestSeed(seed=config.seeds[number], icl_accuracy=_numbers(accuracy))
+    return Selection(
+        selected_on=job.selected_on,
+        num_examples=len(job.selection_labels),
+        learning_rates=tuple(rates),
+        learning_rate=tuple(rates[i] for i in chosen.rate_index),
+        accuracy=tuple(_numbers(row) for row in chosen.accuracy),
+        nll=tuple(_numbers(row) for row in chosen.nll),
+        training_loss=tuple(_numbers(row) for row in chosen.loss),
+        best_seed=seed,
+    )
 
 
-def _spread(per_seed: np.ndarray) -> dict[str, Any]:
-    """Each seed's value and their standard deviation (None for one seed)."""
+def _with_spread(estimate: Estimate, per_seed: np.ndarray) -> Estimate:
+    """The estimate with each seed's value and their standard deviation (None for one seed)."""
     std = _number(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None
-    return {"per_seed": _numbers(per_seed), "seed_std": std}
+    return dataclasses.replace(estimate, per_seed=_numbers(per_seed), seed_std=std)
 
 
-def _number(value: Any) -> float | None:
-    """JSON has no NaN: undefined is null."""
+def _number(value: Any) -> Number:
+    """JSON has no NaN: undefined is None."""
     return None if value is None or not np.isfinite(value) else round(float(value), 6)
 
 
-def _numbers(values: Any) -> list[float | None]:
-    return [_number(v) for v in np.asarray(values)]
+def _numbers(values: Sequence[float] | np.ndarray) -> tuple[Number, ...]:
+    return tuple(_number(v) for v in np.asarray(values))
+
+
+def _pair(values: Any) -> tuple[Number, Number]:
+    low, high = _numbers(values)
+    return low, high

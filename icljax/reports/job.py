@@ -1,0 +1,591 @@
+"""One comparison -> its report, and what the console shows at a job's end."""
+
+import json
+from collections.abc import Sequence
+
+from icljax.catalog import BASELINES, CONTROL_KINDS, CONTROLS, METHODS, SETTINGS, SIMILARITIES
+from icljax.reports import figures
+from icljax.reports.claims import (
+    CAVEAT,
+    beside,
+    highest_and_best,
+    is_control,
+    name_of,
+    outcome,
+    seeds_above,
+    verdict,
+)
+from icljax.reports.document import (
+    Block,
+    Cell,
+    Code,
+    Items,
+    Notice,
+    Report,
+    Row,
+    Section,
+    Table,
+    row,
+    section,
+)
+from icljax.reports.text import (
+    estimate,
+    gap,
+    interval,
+    listed,
+    number,
+    percent,
+    plural,
+    rate,
+    seconds,
+)
+from icljax.results import UNKNOWN, Accuracy, Control, Estimate, Recall, Results, Series
+
+UNDEFINED = "undefined: FT corrected nothing"
+# The similarities that tables of many columns show; the report's other tables show all.
+COLUMNS = (
+    "sim_aou",
+    "sim_aou_unnormalized",
+    "sim_am",
+    "sim_am_delta",
+    "kendall",
+    "sim_update",
+)
+_POINTS = 1, 100  # digits and scale of a share in percent
+
+
+def report(results: Results) -> Report:
+    """The report of one job."""
+    drawn = figures.job_figures(results)
+    stand_in = [Notice(f"Stand-in data. {results.stand_in}")] if results.stand_in else []
+    lead: tuple[Block, ...] = (
+        *stand_in,
+        about(results),
+        "ZSL: the model sees the query alone. ICL: demonstrations stand before it. FT: the model "
+        "is finetuned on the same demonstrations and sees the query alone.",
+    )
+    sections = (
+        _in_short(results),
+        _accuracy_section(results, drawn),
+        _rec2ftp_section(results, drawn),
+        _similarity_section(results, drawn),
+        _controls_section(results),
+        _dose_section(results, drawn),
+        _selection_section(results, drawn),
+        _setup_section(results),
+    )
+    name = results.task.upper() + (" (on STAND-IN data)" if results.stand_in else "")
+    title = f"{name}: does in-context learning behave like finetuning?"
+    return Report(title, lead, tuple(s for s in sections if s.blocks))
+
+
+def about(results: Results) -> str:
+    """Which model and examples, in a sentence."""
+    data, seeds = results.data, results.reported_seeds
+    return (
+        f"{model_text(results)}; {_demonstrations_text(results)}; "
+        f"{data.evaluated:,} of {data.validation_examples:,} validation examples; "
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
+    )
+
+
+def model_text(results: Results) -> str:
+    """What was asked for as model, and how it was finetuned."""
+    model, method = results.model, results.finetune.method
+    control = CONTROLS.get(model.weights)
+    parts = [model.name, control.title if control else f"{model.weights} model"]
+    if model.attention:
+        parts.append(f"attention {model.attention}")
+    if method != "gd":
+        parts.append(f"finetuned by {METHODS[method]}")
+    if results.record_position != "answer":
+        parts.append("recorded one token later, at the first label's token")
+    return ", ".join(parts)
+
+
+def _demonstrations_text(results: Results) -> str:
+    used, asked = sorted(set(results.demonstrations.used)), results.demonstrations.asked
+    text = f"{' or '.join(map(str, used))} demonstrations"
+    return text if used == [asked] else f"{text} (asked for {asked}, fewer fit)"
+
+
+def _measured(results: Results) -> list[str]:
+    return [n for n in COLUMNS if n in results.similarities]
+
+
+# --------------------------------------------------------------------------------- in short
+
+
+def _in_short(results: Results) -> Section:
+    rows = _accuracy_rows(results)
+    rows.append(row("Rec2FTP", rec2ftp_text(results.rec2ftp), "both counts", ""))
+    for name in _measured(results):
+        others = [
+            f"{name_of(n)} {number(b.own.mean)}: {gap(b.difference)}"
+            for n, b in beside(results, name).items()
+            if not is_control(n) or n == "untrained"
+        ]
+        title = SIMILARITIES[name].title
+        own = estimate(results.similarities[name])
+        rows.append(row(title, own, "; ".join(others), verdict(results, name)))
+    header = ("", "measured", "beside it (paired difference)", "above or not")
+    table = Table("short", "", header, rows, words=True)
+    return section(
+        "short",
+        "In short",
+        table,
+        _best_seed_notice(results),
+        selected_text(results),
+        "Intervals are 95 % percentile bootstrap: each resample draws seeds, and examples that all "
+        "of them read (for ZSL and for a single seed, examples alone). With fewer than about five "
+        "seeds they are a rough guess, and too narrow. Differences are paired: taken on the same "
+        "examples and seeds, in the same resamples. Above means that the interval of every "
+        "difference, to each baseline and to each control, lies wholly above 0; not above that "
+        "this is not shown, which is not to say that they are equal. Spread = standard deviation "
+        "over seeds.",
+    )
+
+
+def _accuracy_rows(results: Results) -> list[Row]:
+    accuracy, calibrated = results.accuracy, results.accuracy_calibrated
+    rows = []
+    for setting, name in SETTINGS.items():
+        text = estimate(accuracy.of(setting), *_POINTS)
+        text += f" ({percent(calibrated.of(setting).mean)})" if calibrated else ""
+        label = f"Accuracy {name}, %{' (calibrated)' if calibrated else ''}"
+        if setting == "zsl":
+            rows.append(row(label, text, f"majority {percent(accuracy.majority)}", ""))
+            continue
+        difference = results.gap("accuracy", f"{setting}_zsl")
+        other = f"ZSL {percent(accuracy.zsl.mean)}: {gap(difference, *_POINTS)} points"
+        rows.append(row(label, text, other, direction(difference)))
+    return rows
+
+
+def direction(difference: Estimate) -> str:
+    """A paired difference in a word."""
+    where = outcome(difference.interval)
+    return "no clear difference" if where == "level" else where
+
+
+def rec2ftp_text(recall: Recall) -> str:
+    """Rec2FTP with both counts, e.g. "71.4 % (5 of 7)"."""
+    if recall.percent is None:
+        return UNDEFINED
+    counts = f"{recall.icl_and_ft_right_zsl_wrong} of {recall.ft_right_zsl_wrong}"
+    return f"{number(recall.percent, 1)} % ({counts})"
+
+
+def _best_seed_notice(results: Results) -> Notice | None:
+    if results.selection.best_seed is None:
+        return None
+    return Notice("Best of seeds, as in the paper: optimistic.")
+
+
+def selected_text(results: Results) -> str:
+    """What FT's numbers owe to a selection."""
+    s = results.selection
+    return (
+        f"FT's learning rate of each seed ({', '.join(map(rate, s.learning_rate))}) was "
+        f"selected on {s.num_examples:,} examples: {s.selected_on}."
+    )
+
+
+# ----------------------------------------------------------------------------------- accuracy
+
+
+def _accuracy_section(results: Results, drawn: dict[str, figures.Figure]) -> Section:
+    kinds = {"accuracy": ("raw", results.accuracy)}
+    if calibrated := results.accuracy_calibrated:
+        kinds["accuracy_calibrated"] = ("calibrated", calibrated)
+    rows = [r for kind, accuracy in kinds.values() for r in _share_rows(kind, accuracy)]
+    seeds = ", ".join(map(str, results.reported_seeds))
+    header = ("setting", "kind", "accuracy, %", "95 % interval", "spread", f"seeds {seeds}")
+    note = (
+        "Calibrated: each answer's mean log-probability over the evaluated examples is subtracted "
+        "before the best answer is taken (batch calibration). This is transductive: it uses the "
+        "other evaluated examples, though not their labels, and stands beside the raw accuracy, "
+        "not in its place. Its intervals leave the subtracted means as they are."
+        if results.accuracy_calibrated
+        else "Every example has its own candidates, so that there is nothing to calibrate with."
+    )
+    differences = []
+    for pair in ("icl_zsl", "ft_zsl", "icl_ft"):
+        of_pair = [results.gap(key, pair) for key in kinds]
+        title = " - ".join(SETTINGS[setting] for setting in pair.split("_"))
+        cells = [gap(d, *_POINTS) for d in of_pair]
+        differences.append(row(title, *cells, direction(of_pair[0])))
+    points = (f"{kind}, points" for kind, _ in kinds.values())
+    header2 = ("paired difference", *points, "raw: clear or not")
+    return section(
+        "accuracy",
+        "Accuracy",
+        selected_text(results),
+        Table("accuracy", "", header, rows),
+        Table("accuracy-differences", "", header2, differences, (note,)),
+        drawn["accuracy"],
+    )
+
+
+def _share_rows(kind: str, accuracy: Accuracy) -> list[Row]:
+    rows = [
+        row(
+            name,
+            kind,
+            percent(share.mean),
+            interval(share.interval, *_POINTS) or "-",
+            percent(share.seed_std),
+            listed(share.per_seed, *_POINTS),
+        )
+        for s, name in SETTINGS.items()
+        for share in [accuracy.of(s)]
+    ]
+    return [*rows, row("majority class", kind, percent(accuracy.majority), "-", "-", "-")]
+
+
+def _rec2ftp_section(results: Results, drawn: dict[str, figures.Figure]) -> Section:
+    recall = results.rec2ftp
+    per_seed = ", ".join("undefined" if v is None else number(v, 1) for v in recall.per_seed)
+    rows = [
+        row("Rec2FTP", rec2ftp_text(recall)),
+        row("95 % interval", interval(recall.interval, 1) or "-"),
+        row("each seed, %", per_seed),
+        row("ZSL wrong, FT right", str(recall.ft_right_zsl_wrong)),
+        row("ZSL wrong, FT and ICL right", str(recall.icl_and_ft_right_zsl_wrong)),
+        row("ICL accuracy, %, for comparison", percent(results.accuracy.icl.mean)),
+    ]
+    return section(
+        "rec2ftp",
+        "What finetuning corrects, does ICL correct it too?",
+        "Of the examples that ZSL gets wrong and FT gets right, the percentage that ICL gets right "
+        "too, counted over all seeds. 100: ICL corrects all that FT corrects; 0: none of it. "
+        "Compare it with ICL's accuracy: were ICL right regardless of ZSL and FT, the two would be "
+        "equal.",
+        Table("rec2ftp", "", ("", "over all seeds"), rows),
+        drawn["agreement"],
+    )
+
+
+# --------------------------------------------------------------------------------- similarity
+
+
+def _similarity_section(results: Results, drawn: dict[str, figures.Figure]) -> Section:
+    own = results.similarities
+    header = ("similarity", "mean", "95 % interval", "spread", "each seed", "f2t")
+    rows = [row(SIMILARITIES[n].title, *_series_cells(series)) for n, series in own.items()]
+    header2 = ("similarity", "baseline", "minus baseline", "above or not", "seeds above all")
+    rows2 = [row(SIMILARITIES[n].title, *_comparison_cells(results, n)) for n in own]
+    note = (
+        f"Means over examples and layers. {selected_text(results)} f2t: the mean over those cases "
+        "where ZSL is wrong and FT and ICL are right "
+        f"({results.f2t.count:,} of {results.f2t.of:,}, seeds x examples)."
+    )
+    text = (
+        f"Beside its baseline and the controls (below), by paired differences. {CAVEAT}"
+        if results.controls
+        else "No control was measured: the similarities stand beside baselines only."
+    )
+    return section(
+        "similarity",
+        "Similarity of ICL and FT",
+        Items(tuple((f"{m.title}:", m.guide) for m in SIMILARITIES.values()), "The measures"),
+        note,
+        Table("similarity", "", header, rows),
+        text,
+        Table("similarity-beside", "", header2, rows2, words=True),
+        _layers_text(results),
+        drawn["similarity"],
+        drawn["update"],
+    )
+
+
+def _series_cells(series: Series) -> tuple[str, ...]:
+    return (
+        number(series.mean),
+        interval(series.interval) or "-",
+        number(series.seed_std),
+        listed(series.per_seed),
+        f"{number(series.f2t)} {interval(series.f2t_interval)}".strip(),
+    )
+
+
+def _comparison_cells(results: Results, name: str) -> tuple[str, ...]:
+    baselines = {n: b for n, b in beside(results, name).items() if n in BASELINES}
+    return (
+        "; ".join(f"{name_of(n)} {estimate(b.own)}" for n, b in baselines.items()),
+        "; ".join(gap(b.difference) for b in baselines.values()),
+        verdict(results, name),
+        seeds_above(results, name),
+    )
+
+
+def _layers_text(results: Results) -> str:
+    """What the figures by layer show, and on which examples."""
+    parts = [f"By layer: this job, on the {results.data.evaluated:,} evaluated examples"]
+    if results.controls:
+        counts = sorted({c.evaluated for c in results.controls.values()})
+        parts.append(f"its controls, on {' or '.join(map(str, counts))} of these")
+    if dose := results.dose_response:
+        parts.append(
+            "the same model finetuned at the lowest and at the highest learning rate at which all "
+            f"seeds converged, on {dose.examples:,} examples ({dose.measured_on})"
+        )
+    return "; ".join(parts) + "."
+
+
+def _controls_section(results: Results) -> Section:
+    controls, names = results.controls, _measured(results)
+    left_out = Items(tuple(("", line) for line in results.controls_left_out))
+    if not controls:
+        return section("controls", "Controls", left_out)
+    header = ("", "examples", "ICL, %", "FT, %", *(SIMILARITIES[n].title for n in names))
+    own = [percent(results.accuracy.of(s).mean) for s in ("icl", "ft")]
+    similarities = [number(results.similarities[n].mean) for n in names]
+    evaluated = str(results.data.evaluated)
+    rows = [row("this job", evaluated, *own, *similarities, kind="own")]
+    for kind, title in CONTROL_KINDS.items():
+        of_kind = {k: c for k, c in controls.items() if c.kind == kind}
+        if of_kind:
+            rows.append(row(title, kind="group"))
+        rows += [row(CONTROLS[k].title, *_control_cells(c, names)) for k, c in of_kind.items()]
+    return section(
+        "controls",
+        "Controls",
+        "The same comparison under control conditions (untrained models, corrupted demonstrations, "
+        "other updates), on some of the evaluated examples. In each cell, after the control's own "
+        "number: this job minus the control on the same examples and seeds, with its interval; "
+        "bold where a similarity is not above the control. Controls that are finetuned anew take "
+        f"each seed's learning rate from this job. {selected_text(results)}",
+        Table("controls", "", header, rows),
+        Items(tuple((f"{CONTROLS[k].title}:", CONTROLS[k].guide) for k in controls)),
+        left_out,
+    )
+
+
+def _control_cells(control: Control, names: Sequence[str]) -> list[str | Cell]:
+    cells: list[str | Cell] = [str(control.evaluated)]
+    for s in ("icl", "ft"):
+        difference = control.difference.get(f"accuracy_{s}", UNKNOWN)
+        cells.append(Cell(percent(control.accuracy.of(s).mean), gap(difference, *_POINTS)))
+    for name in names:
+        difference = control.difference.get(name, UNKNOWN)
+        if (own := control.similarities.get(name)) is None:
+            cells.append("-")
+            continue
+        reached = outcome(difference.interval) in ("level", "below")
+        cells.append(Cell(number(own.mean), gap(difference), strong=reached))
+    return cells
+
+
+# ------------------------------------------------------------------------------ learning rates
+
+
+def _dose_section(results: Results, drawn: dict[str, figures.Figure]) -> Section:
+    title = "Similarity against learning rate (dose response)"
+    dose = results.dose_response
+    if dose is None:
+        return section("dose", title)
+    names = [n for n in _measured(results) if n in dose.similarity]
+    rows = []
+    for i in sorted(range(len(dose.learning_rates)), key=dose.learning_rates.__getitem__):
+        accuracy, at = dose.accuracy[i], dose.learning_rates[i]
+        text = estimate(accuracy, *_POINTS)
+        if dose.diverged[i]:
+            text = f"{dose.diverged[i]} of {len(accuracy.per_seed)} seeds diverged"
+        chosen = plural(results.selection.learning_rate.count(at), "seed")
+        loss = number(dose.training_loss[i].mean, 2)
+        cells = (estimate(dose.similarity[n][i]) for n in names)
+        rows.append(row(rate(at), chosen, text, loss, *cells))
+    titles = (SIMILARITIES[n].title for n in names)
+    header = ("learning rate", "chosen for", "FT accuracy, %", "training loss", *titles)
+    return section(
+        "dose",
+        title,
+        "What every learning rate gives, not the chosen ones alone: a similarity that is higher "
+        "where finetuning has destroyed the model says nothing about useful finetuning. Measured "
+        f"on {dose.examples:,} examples ({dose.measured_on}), on which the rates were "
+        "chosen as well: accuracies at a chosen rate are optimistic here.",
+        " ".join(filter(None, (dose_sentence(results, "sim_aou"), _dose_count(results)))),
+        Table("dose", "", header, rows),
+        drawn["dose_response"],
+    )
+
+
+def _dose_count(results: Results) -> str:
+    """For how many similarities the highest is not at finetuning's best rate."""
+    found = [pair for n in results.similarities if (pair := highest_and_best(results, n))]
+    elsewhere = [top for top, best in found if top.accuracy < best.accuracy]
+    if not found:
+        return ""
+    return (
+        f"Of {len(found)} similarities, {len(elsewhere)} are highest at a learning rate at which "
+        "FT's accuracy is below its best."
+    )
+
+
+def dose_sentence(results: Results, name: str) -> str:
+    """Where a similarity is highest over the learning rates, and how good finetuning is there."""
+    pair, dose = highest_and_best(results, name), results.dose_response
+    if pair is None or dose is None:
+        return ""
+    top, best = pair
+
+    def accuracy(place: int) -> str:
+        share = dose.accuracy[place]
+        return f"{percent(share.mean)} % {interval(share.interval, *_POINTS)}".strip()
+
+    curve = dose.similarity[name]
+    at_top = (
+        f"{SIMILARITIES[name].title} is highest at learning rate {rate(top.rate)} "
+        f"({estimate(curve[top.place])}), where FT's accuracy is {accuracy(top.place)}"
+    )
+    if top.accuracy == best.accuracy:
+        return f"{at_top}: the best of all rates."
+    worst = top.accuracy == min(
+        a.mean
+        for a, s in zip(dose.accuracy, curve, strict=True)
+        if a.mean is not None and s.mean is not None
+    )
+    where = "highest where finetuning is worst" if worst else "not where finetuning is best"
+    return (
+        f"{at_top}: {where}. At FT's best rate, {rate(best.rate)} ({accuracy(best.place)}), it is "
+        f"{estimate(curve[best.place])}."
+    )
+
+
+def _selection_section(results: Results, drawn: dict[str, figures.Figure]) -> Section:
+    s = results.selection
+    header = ("seed", "chosen rate", *(f"rate {rate(r)}" for r in s.learning_rates))
+    rows = []
+    for i, seed in enumerate(results.seeds):
+        cells = zip(s.accuracy[i], s.nll[i], s.training_loss[i], strict=True)
+        texts = (f"{percent(a)} / {number(n)} / {number(t, 2)}" for a, n, t in cells)
+        rows.append(row(str(seed), rate(s.learning_rate[i]), *texts))
+    return section(
+        "selection",
+        "Selection",
+        "Each seed's learning rate is the one with the best accuracy on "
+        f"{s.num_examples:,} examples (then the lowest negative log-likelihood): "
+        f"{s.selected_on}. Cells: accuracy in % / negative log-likelihood on these examples / "
+        "mean training loss; dashes where the loss was not finite.",
+        _best_seed_notice(results),
+        seed_text(results),
+        Table("selection", "", header, rows),
+        drawn["selection"],
+    )
+
+
+def seed_text(results: Results) -> str:
+    """Whether seeds were selected."""
+    best = results.selection.best_seed
+    if best is None:
+        return "Seeds were not selected: all are reported."
+    return (
+        f"Only seed {best.seed} is reported, the one with the best "
+        f"ICL accuracy on these examples ({listed(best.icl_accuracy, *_POINTS)} % for seeds "
+        f"{', '.join(map(str, results.seeds))})."
+    )
+
+
+# ------------------------------------------------------------------------------------- set-up
+
+
+def _setup_section(results: Results) -> Section:
+    data, device, d = results.data, results.device, results.demonstrations
+    pairs = zip(results.seeds, d.used, strict=False)
+    used = ", ".join(f"{n} (seed {s})" for s, n in pairs)
+    rows = [
+        row("data", f"{data.source} (fingerprint {data.fingerprint})"),
+        *(row(f"data note {i}", note) for i, note in enumerate(data.notes, 1)),
+        row("evaluated", f"{data.evaluated:,} of {data.validation_examples:,} examples"),
+        row("model", f"{model_text(results)} (fingerprint {results.model.fingerprint})"),
+        row("demonstrations", f"asked {d.asked}; used {used}"),
+        row("answers", ", ".join(results.answers) or "each example's own candidates"),
+        row("versions", ", ".join(f"{k} {v}" for k, v in results.versions.items())),
+        row("device", f"{device.count} x {device.kind} ({device.platform})"),
+        row("seconds", seconds(results.seconds, 1)),
+    ]
+    return section(
+        "setup",
+        "Data, model, machine",
+        Table("setup", "", ("", ""), rows, words=True),
+        "Prompt template (the answer follows after one space):",
+        Code(results.template),
+        "To reproduce: python -m icljax.main --config=CONFIG.py --workdir=NEW_FOLDER, with the "
+        "task's file in configs/ and --config.FIELD=VALUE for each field that differs from this, "
+        "the whole config of this job:",
+        Code(json.dumps(results.config, indent=2, ensure_ascii=False), "json"),
+    )
+
+
+# ----------------------------------------------------------------------------------- console
+
+
+def console_blocks(results: Results) -> list[str | Table | Notice]:
+    """What came out, in a few lines."""
+    recall = results.rec2ftp
+    share = UNDEFINED if recall.percent is None else f"{number(recall.percent, 1)} %"
+    blocks: list[str | Table | Notice] = [
+        f"{results.task.upper()}: {model_text(results)}",
+        _console_accuracy(results),
+        f"Rec2FTP {share} {interval(recall.interval, 1)}: ZSL wrong and FT right "
+        f"{recall.ft_right_zsl_wrong} times, ICL right in {recall.icl_and_ft_right_zsl_wrong} of "
+        "these\n",
+        _console_similarity(results),
+        *filter(None, [dose_sentence(results, "sim_aou")]),
+        selected_text(results),
+        *([notice.text] if (notice := _best_seed_notice(results)) else []),
+        seed_text(results),
+        f"Seconds: {seconds(results.seconds)}",
+    ]
+    if results.stand_in:
+        blocks.insert(0, Notice(f"STAND-IN DATA, not what was asked for: {results.stand_in}"))
+    return blocks
+
+
+def _console_accuracy(results: Results) -> Table:
+    rows = []
+    for name, accuracy in (("raw", results.accuracy), ("calibrated", results.accuracy_calibrated)):
+        if accuracy:
+            shares = (accuracy.of(s) for s in SETTINGS)
+            cells = (
+                percent(s.mean) + ("" if s.seed_std is None else f" ± {percent(s.seed_std)}")
+                for s in shares
+            )
+            rows.append(row(name, *cells, percent(accuracy.majority)))
+    return Table("accuracy", "", ("accuracy, %", *SETTINGS.values(), "majority"), rows)
+
+
+_VERDICTS = {"above": "yes", "not above": "no", "unknown": "?"}
+
+
+def _console_similarity(results: Results) -> Table:
+    header = ("similarity of ICL and FT", "mean [95 %]", "baseline", "highest control", "above")
+    rows = [
+        row(
+            SIMILARITIES[name].title,
+            estimate(own),
+            ", ".join(number(b.mean) for b in own.baselines.values()),
+            _highest_control(results, name),
+            _VERDICTS[verdict(results, name).split(":")[0]],
+        )
+        for name, own in results.similarities.items()
+    ]
+    note = (
+        "baseline: random in FT's place (SimAM: before finetuning; SimUpdate: random in ICL's "
+        "place); above: this and all controls, by the paired difference's interval ('no' is "
+        "not shown to be above, not shown to be equal)"
+    )
+    return Table("similarity", "", header, rows, (note,))
+
+
+def _highest_control(results: Results, name: str) -> str:
+    known = {
+        k: own.mean
+        for k, c in results.controls.items()
+        if (own := c.similarities.get(name)) and own.mean is not None
+    }
+    if not known:
+        return "-"
+    highest = max(known, key=known.__getitem__)
+    return f"{CONTROLS[highest].short} {number(known[highest])}"

@@ -1,0 +1,60 @@
+"""How numbers are written, once: a dash for what is undefined, intervals in brackets."""
+
+from collections.abc import Iterable, Sequence
+
+from icljax.results import Estimate, Number
+
+
+def number(value: Number, digits: int = 3, scale: float = 1) -> str:
+    """A number; a dash for None, and no "-0.000"."""
+    return "-" if value is None else f"{round(scale * value, digits) + 0.0:.{digits}f}"
+
+
+def signed(value: Number, digits: int = 3, scale: float = 1) -> str:
+    """A difference, with its sign."""
+    text = number(value, digits, scale)
+    return text if text[0] == "-" else f"+{text}"
+
+
+def percent(value: Number) -> str:
+    """A share as a percentage with one decimal."""
+    return number(value, 1, 100)
+
+
+def rate(value: Number) -> str:
+    """A learning rate as people write it; a dash for None."""
+    return "-" if value is None else f"{value:g}"
+
+
+def interval(pair: Sequence[Number], digits: int = 3, scale: float = 1, signs: bool = False) -> str:
+    """Text like "[low, high]"; nothing where one is undefined."""
+    write = signed if signs else number
+    return "" if None in pair else f"[{', '.join(write(v, digits, scale) for v in pair)}]"
+
+
+def estimate(value: Estimate, digits: int = 3, scale: float = 1) -> str:
+    """Text like "0.512 [0.498, 0.526]"; a dash where there is no mean."""
+    return f"{number(value.mean, digits, scale)} {interval(value.interval, digits, scale)}".strip()
+
+
+def gap(difference: Estimate, digits: int = 3, scale: float = 1) -> str:
+    """A paired difference: text like "+0.012 [-0.003, +0.027]"."""
+    ends = interval(difference.interval, digits, scale, signs=True)
+    return f"{signed(difference.mean, digits, scale)} {ends}".strip()
+
+
+def listed(values: Iterable[Number], digits: int = 3, scale: float = 1) -> str:
+    """Numbers in a row; a dash for none."""
+    return ", ".join(number(v, digits, scale) for v in values) or "-"
+
+
+def plural(count: int, noun: str) -> str:
+    """Text like "1 task", "6 tasks"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def seconds(stages: dict[str, Number], digits: int = 0) -> str:
+    """The sum, and what each stage took."""
+    total = sum(filter(None, stages.values()))
+    each = ", ".join(f"{k} {number(v, digits)}" for k, v in stages.items())
+    return f"{number(total, digits)} ({each})"
