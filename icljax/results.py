@@ -6,10 +6,9 @@ the form of a result is said once. A number that is None was undefined (JSON has
 Shape glossary: R seeds, N examples, L layers, G key/value heads, Y answers.
 """
 
-import contextlib
 import dataclasses
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import numpy as np
 
 from icljax.catalog import SIMILARITIES
 from icljax.errors import UserError
-from icljax.runtime.workdir import EXAMPLES, RESULTS
+from icljax.runtime.workdir import EXAMPLES, RESULTS, reading_results
 
 if TYPE_CHECKING:
     import xarray
@@ -290,7 +289,7 @@ class Results(Measures, Provenance):
     demonstrations: Demonstrations
     data: Data
     model: Model
-    seconds: dict[str, Number] = field(default_factory=dict)
+    seconds: Mapping[str, Number] = field(default_factory=dict)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -345,22 +344,8 @@ def read(file: Path) -> Results | None:
         raise UserError(f"{file} cannot be read ({e}); remove it or make it again") from e
     if not isinstance(found, dict) or not {"task", "accuracy", "model"} <= found.keys():
         return None  # another experiment's, or a config
-    with reading(file):
+    with reading_results(file):
         return from_plain(found)
-
-
-@contextlib.contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """Makes one UserError of what results in another form lead to."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (AttributeError, LookupError, TypeError, ValueError) as e:
-        raise UserError(
-            f"{file} has not the form of this version's results ({type(e).__name__}: {e}); give "
-            "another folder, or leave it out"
-        ) from e
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,14 @@ def test_runs_and_ends_with_the_table(tiny_folder, reviews, tmp_path):
     flags = tiny_flags(tiny_folder, reviews, tmp_path / "job")
     first = command(*flags, cache=tmp_path / "cache", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    assert {"results.json", "examples.npz", "report.md", "figures", "config.json"} == {
-        p.name for p in (tmp_path / "job").iterdir()
-    }
+    assert {
+        "results.json",
+        "examples.npz",
+        "report.md",
+        "report.html",
+        "figures",
+        "config.json",
+    } == {p.name for p in (tmp_path / "job").iterdir()}
     for word in ("SimAOU", "SimAM", "Kendall", "Rec2FTP", "ZSL", "ICL", "FT"):
         assert word in first.stdout
     before = (tmp_path / "job/results.json").stat().st_mtime_ns
@@ -183,6 +188,6 @@ def test_the_main_job_on_the_real_model(tmp_path):
     results = json.loads((tmp_path / "job/results.json").read_text())
     # Far above chance once its label bias is taken out, and not what random vectors give.
     assert results["accuracy_calibrated"]["icl"]["mean"] > 0.65
-    assert results["sim_aou"]["mean"] > 0.05
-    assert abs(results["sim_aou"]["baselines"]["random_update"]["mean"]) < 0.01
+    assert results["similarities"]["sim_aou"]["mean"] > 0.05
+    assert abs(results["similarities"]["sim_aou"]["baselines"]["random_update"]["mean"]) < 0.01
     assert results["accuracy"]["majority"] == 0.5  # drawn balanced

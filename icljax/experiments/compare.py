@@ -121,9 +121,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
         with stages.stage("report", "statistics, report and figures", 1):
             arrays = statistics.example_arrays(job, comparison)
             summary = dataclasses.replace(
-                statistics.summarize(
-                    config, checkpoint, job, chosen, arrays, best_seed, compared
-                ),
+                statistics.summarize(config, checkpoint, job, chosen, arrays, best_seed, compared),
                 controls_left_out=tuple(left_out),
                 seconds=stages.seconds,
             )

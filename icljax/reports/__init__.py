@@ -1,5 +1,5 @@
 """Results -> tables, figures and pages.
 
 Reads results alone: no model, no data, no devices. What a thing is called and how it is read is in
-`wording`.
+`catalog`, how its numbers are written in `text`.
 """

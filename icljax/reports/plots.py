@@ -139,7 +139,7 @@ def _draw_curve(ax: "Axes", curve: Curve) -> None:
     if curve.band:
         low, high = np.array(curve.band, float).T
         ax.fill_between(x, low, high, color=style["color"], alpha=0.16, linewidth=0)
-    (line,) = ax.plot(x, y, **style)
+    (line,) = ax.plot(x, y, label=curve.name, **style)
     _tip(line, f"{curve.name}: {_ends(curve)}")
 
 
@@ -195,7 +195,7 @@ def _draw_mark(ax: "Axes", mark: Mark, y: float) -> None:
         low, high = mark.interval
         (line,) = ax.plot([low or 0, high or 0], [y, y], color=color, linewidth=1.3)
         _tip(line, text)
-    (dot,) = ax.plot(mark.mean, y, "o", color=color, markersize=3.6)
+    (dot,) = ax.plot(mark.mean, y, "o", color=color, markersize=3.6, label=mark.name)
     _tip(dot, text)
 
 
@@ -296,11 +296,7 @@ def _inline(text: str, panel: Panel, prefix: str) -> str:
     """The file as an element: colours as variables, ids made unique, tooltips."""
     body = text[text.index("<defs>") : text.rindex("</svg>")]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(
-        r'<g id="tip-([0-9a-f]+)">',
-        lambda m: f"<g><title>{html.escape(bytes.fromhex(m[1]).decode())}</title>",
-        body,
-    )
+    body = body.replace('<g id="tip-', '<g class="tip-')
     used = set(re.findall(r"(?:url\(|href=\")#([^\")]+)", body))
     body = re.sub(
         r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", body
@@ -311,6 +307,11 @@ def _inline(text: str, panel: Panel, prefix: str) -> str:
     body = re.sub(r" font-family: [^;]*;", "", body).replace("xlink:href", "href")
     body = re.sub(r"(\.\d\d)\d+", r"\1", body)  # a hundredth of a point is enough
     body = re.sub(r"\s*\n\s*", "\n", body)
+    body = re.sub(
+        r'<g class="tip-([0-9a-f]+)">',
+        lambda m: f"<g><title>{html.escape(bytes.fromhex(m[1]).decode())}</title>",
+        body,
+    )
     width, height = 72 * WIDTH, 72 * panel.height
     return (
         f'<svg class="panel" role="img" aria-label="{html.escape(panel.label)}" '

@@ -6,7 +6,7 @@ python -m icljax.report DIR... [--out=DIR]
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -43,16 +43,15 @@ def write(path: Path, results: Results) -> None:
     save(path, files(job.report(results)))
 
 
-def show(results: dict, path: Path, console: Console) -> None:
+def show(results: dict[str, Any], path: Path, console: Console) -> None:
     """Prints what came out, and where the report is.
 
     Args:
         results: what results.json holds.
         path: the folder with `report.md`.
     """
-    with results_lib.reading(path / workdir.RESULTS):
-        typed = results_lib.from_plain(results)
-    console_lib.show(console, job.console_blocks(typed), path / MARKDOWN)
+    blocks = job.console_blocks(results_lib.from_plain(results))
+    console_lib.show(console, blocks, path / MARKDOWN)
 
 
 # ------------------------------------------------------------------------------------ many jobs

@@ -1,6 +1,6 @@
 """How numbers are written, once: a dash for what is undefined, intervals in brackets."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from icljax.results import Estimate, Number
 
@@ -53,7 +53,7 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def seconds(stages: dict[str, Number], digits: int = 0) -> str:
+def seconds(stages: Mapping[str, Number], digits: int = 0) -> str:
     """The sum, and what each stage took."""
     total = sum(filter(None, stages.values()))
     each = ", ".join(f"{k} {number(v, digits)}" for k, v in stages.items())

@@ -93,11 +93,13 @@ def test_results_agree_with_the_examples(done):
     assert results["rec2ftp"]["ft_right_zsl_wrong"] == ft_only.sum()
     assert results["rec2ftp"]["icl_and_ft_right_zsl_wrong"] == both.sum()
     for name in ("sim_aou", "kendall"):
-        assert results[name]["mean"] == pytest.approx(arrays[name].mean(), abs=1e-5)
-        np.testing.assert_allclose(results[name]["per_layer"], arrays[name].mean((0, 1)), atol=1e-5)
-        low, high = results[name]["interval"]
-        assert low < results[name]["mean"] < high
-        baseline = next(iter(results[name]["baselines"].values()))
+        assert results["similarities"][name]["mean"] == pytest.approx(arrays[name].mean(), abs=1e-5)
+        np.testing.assert_allclose(
+            results["similarities"][name]["per_layer"], arrays[name].mean((0, 1)), atol=1e-5
+        )
+        low, high = results["similarities"][name]["interval"]
+        assert low < results["similarities"][name]["mean"] < high
+        baseline = next(iter(results["similarities"][name]["baselines"].values()))
         assert baseline["mean"] == pytest.approx(arrays[name + "_random"].mean(), abs=1e-5)
     assert set(results["controls"]) == {"untrained"}
     assert sum(results["agreement"]["patterns"].values()) == pytest.approx(1, abs=1e-5)
@@ -254,7 +256,7 @@ def test_gpt2_folder_runs_through_the_same_code(reviews, tmp_path):
     folder = write_folder(tmp_path / "gpt2", config, tensors)
     changes = {"controls.names": (), "answers": ("very good film", "bad")}
     results = run(tiny_config(folder, reviews, **changes), tmp_path / "job")
-    assert len(results["sim_aou"]["per_layer"]) == 2
+    assert len(results["similarities"]["sim_aou"]["per_layer"]) == 2
 
 
 def test_a_mistake_does_not_lock_the_workdir(tiny_folder, reviews, tmp_path):
@@ -282,7 +284,7 @@ def test_every_kind_of_attention_runs_through_the_same_code(done, tiny_folder, r
     }
     results = run(tiny_config(tiny_folder, reviews, **changes), tmp_path / "job")
     assert "delta_momentum,momentum,softmax" in (tmp_path / "job/report.md").read_text()
-    assert np.shape(results["sim_update"]["per_layer_head"]) == (3, 2)
+    assert np.shape(results["similarities"]["sim_update"]["per_layer_head"]) == (3, 2)
     with np.load(done[1] / "examples.npz") as a, np.load(tmp_path / "job/examples.npz") as b:
         for name in (*SIMILARITIES, *RANKS, "sim_update", "update_share_ft"):
             assert np.isfinite(b[name]).all(), name

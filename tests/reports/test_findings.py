@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from icljax.reports import study
-from icljax.reports.tables import task_title
-from icljax.reports.wording import Results
+from icljax.reports import claims, study
+from icljax.reports.study import task_title
+from icljax.results import Estimate, Results
 
 DOCS = Path(__file__).parents[2] / "docs"
 METRICS = (
@@ -18,7 +17,7 @@ METRICS = (
     "kendall_example",
     "sim_update",
 )
-DOSES = ("accuracy", "similarity.sim_aou", "similarity.sim_am_delta", "similarity.sim_update")
+DOSES = ("accuracy", "sim_aou", "sim_am_delta", "sim_update")
 Cell = Callable[[Results], str]
 
 
@@ -31,13 +30,13 @@ def tables(groups: list[study.Group]) -> Iterator[list[str]]:
         {"Rec2FTP, %": rec2ftp, "ICL right where ZSL and FT are wrong, %": right_where_both_wrong},
     )
     for metric in METRICS:
-        others = study.others(groups[0], [metric])
-        rows = {f"minus {study.name_of(o)}": against(metric, o) for o in others}
+        others = claims.others(groups[0], [metric])
+        rows = {f"minus {claims.name_of(o)}": against(metric, o) for o in others}
         yield by_task(gd, {"measured": measured(metric)} | rows)
     for path in DOSES:
         yield dose(gd, path)
     for label, of in (("GD", {task: gd[task] for task in lcgd}), ("LCGD", lcgd)):
-        rows = {study.TITLES[metric]: measured(metric) for metric in METRICS}
+        rows = {claims.TITLES[metric]: measured(metric) for metric in METRICS}
         yield by_task(of, {f"{label}: FT's accuracy, %": accuracies("ft")} | rows)
     for path in DOSES[:2]:
         yield dose(lcgd, path)
@@ -45,11 +44,11 @@ def tables(groups: list[study.Group]) -> Iterator[list[str]]:
 
 def accuracy_rows() -> dict[str, Cell]:
     rows = {name.upper(): accuracies(name) for name in ("zsl", "icl", "ft")}
-    rows["majority class"] = lambda r: percent(r["accuracy"]["majority"])
+    rows["majority class"] = lambda r: percent(r.accuracy.majority)
     for pair in ("icl_zsl", "ft_zsl"):
         for field, how in (("accuracy", "raw"), ("accuracy_calibrated", "calibrated")):
             label = f"{pair.upper().replace('_', ' - ')}, {how}"
-            rows[label] = lambda r, f=field, p=pair: difference(r["differences"][f][p], points)
+            rows[label] = lambda r, f=field, p=pair: difference(r.gap(f, p), points)
     return rows
 
 
@@ -58,16 +57,14 @@ def by_task(measured_tasks: dict[str, Results], rows: dict[str, Cell]) -> list[s
     return [*head("", map(task_title, measured_tasks)), *body]
 
 
-def dose(measured_tasks: dict[str, Results], path: str) -> list[str]:
-    text = percent if path == "accuracy" else share
-    rates = next(iter(measured_tasks.values()))["dose_response"]["learning_rates"]
-    body = [
-        line(
-            task_title(task),
-            (text(x["mean"]) for x in study.look(r, f"dose_response.{path}")),
-        )
-        for task, r in measured_tasks.items()
-    ]
+def dose(measured_tasks: dict[str, Results], what: str) -> list[str]:
+    text = percent if what == "accuracy" else share
+    rates = next(iter(measured_tasks.values())).dose_response.learning_rates
+    body = []
+    for task, r in measured_tasks.items():
+        found = r.dose_response
+        curve = found.accuracy if what == "accuracy" else found.similarity[what]
+        body.append(line(task_title(task), (text(x.mean) for x in curve)))
     return [*head("learning rate", (f"{rate:g}" for rate in rates)), *body]
 
 
@@ -81,39 +78,37 @@ def line(label: str, cells: Iterable[str]) -> str:
 
 
 def accuracies(setting: str) -> Cell:
-    fields = ("accuracy", "accuracy_calibrated")
-    return lambda r: " / ".join(percent(r[field][setting]["mean"]) for field in fields)
-
-
-def rec2ftp(results: Results) -> str:
-    low, high = results["rec2ftp"]["interval"]
-    return f"{results['rec2ftp']['percent']:.1f} [{low:.0f}, {high:.0f}]"
-
-
-def right_where_both_wrong(results: Results) -> str:
-    return f"{study.rate_unlike(results):.1f}"
-
-
-def measured(metric: str) -> Cell:
-    return lambda r: spread(r[metric], share)
-
-
-def against(metric: str, other: str) -> Cell:
-    paths = (f"differences.{metric}.{other}", f"controls.{other}.difference.{metric}")
-    return lambda r: difference(
-        study.look(r, paths[0]) or study.look(r, paths[1]), lambda x: share(x, "+")
+    return lambda r: " / ".join(
+        percent(a.of(setting).mean) for a in (r.accuracy, r.accuracy_calibrated)
     )
 
 
-def difference(found: Any, text: Callable[[float], str]) -> str:
+def rec2ftp(results: Results) -> str:
+    low, high = results.rec2ftp.interval
+    return f"{results.rec2ftp.percent:.1f} [{low:.0f}, {high:.0f}]"
+
+
+def right_where_both_wrong(results: Results) -> str:
+    return f"{claims.rate_unlike(results):.1f}"
+
+
+def measured(metric: str) -> Cell:
+    return lambda r: spread(r.similarities[metric], share)
+
+
+def against(metric: str, other: str) -> Cell:
+    return lambda r: difference(claims.beside(r, metric)[other].difference, lambda x: share(x, "+"))
+
+
+def difference(found: Estimate, text: Callable[[float], str]) -> str:
     """Bold where the interval does not hold 0."""
-    mark = "**" if study.outcome(found["interval"]) in ("above", "below") else ""
+    mark = "**" if claims.outcome(found.interval) in ("above", "below") else ""
     return f"{mark}{spread(found, text)}{mark}"
 
 
-def spread(found: Any, text: Callable[[float], str]) -> str:
-    low, high = found["interval"]
-    return f"{text(found['mean'])} [{text(low)}, {text(high)}]"
+def spread(found: Estimate, text: Callable[[float], str]) -> str:
+    low, high = found.interval
+    return f"{text(found.mean)} [{text(low)}, {text(high)}]"
 
 
 def share(x: float, sign: str = "") -> str:

@@ -6,22 +6,23 @@ import json
 import numpy as np
 import pytest
 
-from icljax.comparison import results
+from icljax.catalog import CONTROLS
+from icljax.comparison import statistics
 from icljax.errors import UserError
-from icljax.reports import paper, study, tables
-from tests.reports.test_report import make_comparison, make_job, make_results
+from icljax.reports import claims, merged, paper, study, tables
+from tests.reports.test_report import make_comparison, make_job, make_results, typed
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """Results of one job, made by icljax.comparison.results itself, with every control."""
+    """Results of one job, made by comparison.statistics itself, with every control."""
     folder = tmp_path_factory.mktemp("model")
-    arrays = results.example_arrays(make_job(), make_comparison())
-    return make_results(folder, arrays, names=tuple(study.CONTROLS))
+    arrays = statistics.example_arrays(make_job(), make_comparison())
+    return make_results(folder, arrays, names=tuple(CONTROLS))
 
 
 def job(real, task, model="smollm2-135m", gaps=None, method="gd", **changes):
-    """The same with another task, and these intervals of the differences of SimAOU."""
+    """The same with another task, and these intervals of the differences of SimAOU, as JSON."""
     out = copy.deepcopy(real) | {"task": task} | changes
     out["model"]["name"] = model
     out["finetune"]["method"] = method
@@ -32,6 +33,11 @@ def job(real, task, model="smollm2-135m", gaps=None, method="gd", **changes):
             "interval": list(interval),
         }
     return out
+
+
+def entry(result, task, model="m", setting="gd"):
+    """A cell of a study with such results."""
+    return study.Entry(task, model, setting, typed(result), "", None)
 
 
 def save(folder, name, content):
@@ -54,7 +60,7 @@ def row(table, label, group=""):
 
 
 def named(groups, key):
-    (table,) = (t for t in tables.all_tables(groups) if t.key == key)
+    (table,) = (t for t in merged.report(groups).tables() if t.key == key)
     return table
 
 
@@ -195,11 +201,11 @@ def test_a_folder_that_is_not_there(tmp_path):
     ],
 )
 def test_outcome(interval, expected):
-    assert study.outcome(interval) == expected
+    assert claims.outcome(interval) == expected
 
 
 UP, AROUND, DOWN = (0.1, 0.2), (-0.1, 0.1), (-0.2, -0.1)
-ALL_UP = dict.fromkeys(("random_update", *study.CONTROLS), UP)
+ALL_UP = dict.fromkeys(("random_update", *CONTROLS), UP)
 
 
 @pytest.fixture
@@ -210,65 +216,67 @@ def group(real):
         "mr": ALL_UP | {"permuted_labels": AROUND},
         "cb": ALL_UP | {"untrained": DOWN},
     }
-    cells = {
-        task: study.Entry(task, "m", "gd", job(real, task, gaps=g), "", None)
-        for task, g in gaps.items()
-    }
+    cells = {task: entry(job(real, task, gaps=g), task) for task, g in gaps.items()}
     return study.Group("m", "gd", cells)
 
 
 def test_verdicts_count_tasks(group):
-    assert study.count(group, "sim_aou", ["random_update"]) == (3, 0, 0, 0)
-    assert study.count(group, "sim_aou", ["permuted_labels"]) == (2, 1, 0, 0)
-    assert study.count(group, "sim_aou", ["untrained"]) == (2, 0, 1, 0)
-    assert study.count(group, "sim_aou", study.others(group, ["sim_aou"])) == (1, 1, 1, 0)
+    assert claims.count(group, "sim_aou", ["random_update"]) == claims.Counts(3, 0, 0, 0)
+    assert claims.count(group, "sim_aou", ["permuted_labels"]) == claims.Counts(2, 1, 0, 0)
+    assert claims.count(group, "sim_aou", ["untrained"]) == claims.Counts(2, 0, 1, 0)
+    assert claims.count(group, "sim_aou", claims.others(group, ["sim_aou"])) == claims.Counts(
+        1, 1, 1, 0
+    )
     # Ranks make no sense where no training token has a part in the change of the weights.
-    assert "perturbation" not in study.others(group, ["kendall"])
-    claims = named([group], "claims-m_gd")
-    cells = dict(zip(claims.header[1:], row(claims, "SimAOU"), strict=True))
+    assert "perturbation" not in claims.others(group, ["kendall"])
+    table = named([group], "claims-m_gd")
+    cells = dict(zip(table.header[1:], row(table, "SimAOU"), strict=True))
     assert cells["its baseline"] == cells["shuffled tokens"] == "3 of 3"
     assert cells["permuted labels"] == cells["untrained model"] == "2 of 3"
     assert cells["all of these"] == "1 of 3"
-    kendall = dict(zip(claims.header[1:], row(claims, "Kendall, tokens"), strict=True))
+    kendall = dict(zip(table.header[1:], row(table, "Kendall, tokens"), strict=True))
     assert kendall["random perturbation"] == "-"
 
 
 def test_rec2ftp_is_held_against_what_finetuning_leaves_wrong(real):
     patterns = dict.fromkeys(real["agreement"]["patterns"], 0.0) | {"zIf": 0.1, "zif": 0.3}
-    recall = {"percent": 60.0, "interval": [30.0, 80.0]}
+    recall = real["rec2ftp"] | {"percent": 60.0, "interval": [30.0, 80.0]}
     changed = real | {"agreement": {"patterns": patterns}, "rec2ftp": recall, "controls": {}}
-    assert study.differences(changed, "rec2ftp") == {study.UNLIKE: (5.0, 55.0)}  # 25 of 100
+    assert claims.differences(typed(changed), "rec2ftp") == {
+        claims.UNLIKE: (5.0, 55.0)
+    }  # 25 of 100
 
 
 def test_the_answer_in_words(group, real):
-    answer, points = tables.headline(group)
+    answer, points = claims.headline(group)
     assert answer.startswith("In m, finetuned by gradient descent, on 3 tasks, none of the paper's")
     (text,) = (text for what, text in points if "same direction" in what)
     assert text.startswith("SimAOU is above its baseline in 3 of 3 tasks, above every control too")
     assert "too in 1." in text
     assert "above it in 2, below it in 1" in text
-    for entry in group.cells.values():
-        entry.results.update(job(real, entry.task, gaps=ALL_UP))
-    assert "1 of the paper's four claims holds against every control" in tables.headline(group)[0]
+    group.cells.update({t: entry(job(real, t, gaps=ALL_UP), t) for t in group.cells})
+    assert "1 of the paper's four claims holds against every control" in claims.headline(group)[0]
 
 
-def test_without_controls_nothing_is_claimed(group):
-    for entry in group.cells.values():
-        entry.results["controls"] = {}
-    answer, points = tables.headline(group)
+def test_without_controls_nothing_is_claimed(group, real):
+    bare = {t: entry(job(real, t, controls={}), t) for t in group.cells}
+    group = study.Group("m", "gd", bare)
+    answer, points = claims.headline(group)
     assert "no control was measured" in answer
     assert all("no control was measured" in text for _, text in points[:4])
 
 
-def test_results_without_differences_are_unknown_not_dropped(group):
-    for entry in group.cells.values():
-        del entry.results["differences"], entry.results["dose_response"]
-        for control in entry.results["controls"].values():
-            del control["difference"]
-    assert study.count(group, "sim_aou", study.others(group, ["sim_aou"])) == (0, 0, 0, 3)
-    claims = named([group], "claims-m_gd")
-    assert row(claims, "SimAOU")[0] == "0 of 3"
-    assert "no paired differences" in tables.headline(group)[1][1][1]
+def test_results_without_differences_are_unknown_not_dropped(group, real):
+    less = copy.deepcopy(real) | {"differences": {}, "dose_response": None}
+    for control in less["controls"].values():
+        control["difference"] = {}
+    group.cells.update({t: entry(less, t) for t in group.cells})
+    assert claims.count(group, "sim_aou", claims.others(group, ["sim_aou"])) == claims.Counts(
+        0, 0, 0, 3
+    )
+    table = named([group], "claims-m_gd")
+    assert row(table, "SimAOU")[0] == "0 of 3"
+    assert "no paired differences" in claims.headline(group)[1][1][1]
 
 
 # -------------------------------------------------------------------------------------- the tables
@@ -277,7 +285,7 @@ def test_results_without_differences_are_unknown_not_dropped(group):
 def test_another_model_stands_above_the_papers_numbers(group):
     accuracy = named([group], "accuracy")
     ours = row(accuracy, "FT", "m, gd")
-    share = 100 * group.cells["mr"].results["accuracy"]["ft"]["mean"]
+    share = 100 * group.cells["mr"].results.accuracy.ft.mean
     assert ours[accuracy.header.index("MR") - 1] == f"{share:.1f}"
     assert row(accuracy, "FT, GPT 1.3B")[:3] == ["73.9", "39.5", "73.0"]
     assert not any("minus the paper's" in r.cells[0].text for r in accuracy.rows)
@@ -286,16 +294,16 @@ def test_another_model_stands_above_the_papers_numbers(group):
 
 def test_the_papers_model_stands_beside_the_papers_numbers(real):
     result = job(real, "mr", "x/fairseq-dense-1.3B")
-    result["sim_aou"] |= {"mean": 0.2}
-    entry = study.Entry("mr", "fairseq-dense-1.3B", "gd", result, "", None)
-    table = named([study.Group("fairseq-dense-1.3B", "gd", {"mr": entry})], "sim_aou")
+    result["similarities"]["sim_aou"] |= {"mean": 0.2}
+    cells = {"mr": entry(result, "mr", "fairseq-dense-1.3B")}
+    table = named([study.Group("fairseq-dense-1.3B", "gd", cells)], "sim_aou")
     assert row(table, "ours minus the paper's")[2] == "-0.022"  # .200 - .222
     assert not any("GPT 1.3B, from the paper" in r.cells[0].text for r in table.rows)
     assert any("GPT 2.7B, from the paper" in r.cells[0].text for r in table.rows)
 
 
 def test_every_row_is_as_wide_as_its_table(group):
-    made = tables.all_tables([group])
+    made = merged.report([group]).tables()
     assert len({t.key for t in made}) == len(made) > 15
     for table in made:
         for r in table.rows:
@@ -306,15 +314,15 @@ def test_controls_show_the_paired_difference(group):
     table = named([group], "sim_aou-controls-m_gd")
     (cells,) = (r.cells[1:] for r in table.rows if r.cells[0].text == "untrained model")
     cell = cells[table.header.index("CB") - 1]
-    mean = group.cells["cb"].results["controls"]["untrained"]["sim_aou"]["mean"]
-    assert cell == (f"{mean:.3f}", "-0.150 [-0.200, -0.100]")
+    mean = group.cells["cb"].results.controls["untrained"].similarities["sim_aou"].mean
+    assert (cell.text, cell.detail) == (f"{mean:.3f}", "-0.150 [-0.200, -0.100]")
 
 
 def test_every_learning_rate_has_its_row(group):
     table = named([group], "dose-m_gd")
-    dose = group.cells["mr"].results["dose_response"]
-    for i, lr in enumerate(dose["learning_rates"]):
-        expected = dose["similarity"]["sim_aou"][i]["mean"]
+    dose = group.cells["mr"].results.dose_response
+    for i, lr in enumerate(dose.learning_rates):
+        expected = dose.similarity["sim_aou"][i].mean
         text = row(table, f"{lr:g}", "SimAOU")[table.header.index("MR") - 1]
         assert text == ("-" if expected is None else f"{expected:.3f}")
 
@@ -322,8 +330,9 @@ def test_every_learning_rate_has_its_row(group):
 def test_layer_causal_beside_the_revisit(group, real):
     results = {t: job(real, t, method="lcgd") for t in ("sst2", "mr")}
     for task, result in results.items():
-        result["sim_aou"]["mean"] = group.cells[task].results["sim_aou"]["mean"] + 0.25
-    cells = {t: study.Entry(t, "m", "lcgd", r, "", None) for t, r in results.items()}
+        gd = group.cells[task].results.similarities["sim_aou"].mean
+        result["similarities"]["sim_aou"]["mean"] = gd + 0.25
+    cells = {t: entry(r, t, setting="lcgd") for t, r in results.items()}
     table = named([group, study.Group("m", "lcgd", cells)], "lcgd")
     gd, lcgd, gap, higher, *theirs = row(table, "SimAOU")
     assert float(lcgd) - float(gd) == pytest.approx(0.25, abs=0.0011)
