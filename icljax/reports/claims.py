@@ -19,6 +19,22 @@ CAVEAT = (
 )
 
 
+# The similarities that tables of many columns show; the report's other tables show all.
+COLUMNS = (
+    "sim_aou",
+    "sim_aou_unnormalized",
+    "sim_am",
+    "sim_am_delta",
+    "kendall",
+    "sim_update",
+)
+
+
+def measured_columns(results: Results) -> list[str]:
+    """Those of `COLUMNS` that a job has."""
+    return [name for name in COLUMNS if name in results.similarities]
+
+
 @dataclass(frozen=True)
 class Claim:
     """One of the paper's claims, and the similarities that it stands on: the paper's own first."""

@@ -1,4 +1,4 @@
-"""One comparison -> its report, and what the console shows at a job's end."""
+"""One comparison -> its report."""
 
 import json
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from icljax.reports import figures
 from icljax.reports.claims import (
     CAVEAT,
     beside,
-    highest_and_best,
     is_control,
+    measured_columns,
     name_of,
     outcome,
     seeds_above,
@@ -28,30 +28,20 @@ from icljax.reports.document import (
     row,
     section,
 )
+from icljax.reports.rates import best_seed_notice, dose_section, selected_text, selection_section
 from icljax.reports.text import (
+    PERCENT,
     estimate,
     gap,
     interval,
     listed,
     number,
     percent,
-    plural,
-    rate,
     seconds,
 )
 from icljax.results import UNKNOWN, Accuracy, Control, Estimate, Recall, Results, Series
 
 UNDEFINED = "undefined: FT corrected nothing"
-# The similarities that tables of many columns show; the report's other tables show all.
-COLUMNS = (
-    "sim_aou",
-    "sim_aou_unnormalized",
-    "sim_am",
-    "sim_am_delta",
-    "kendall",
-    "sim_update",
-)
-_POINTS = 1, 100  # digits and scale of a share in percent
 
 
 def report(results: Results) -> Report:
@@ -70,8 +60,8 @@ def report(results: Results) -> Report:
         _rec2ftp_section(results, drawn),
         _similarity_section(results, drawn),
         _controls_section(results),
-        _dose_section(results, drawn),
-        _selection_section(results, drawn),
+        dose_section(results, drawn),
+        selection_section(results, drawn),
         _setup_section(results),
     )
     name = results.task.upper() + (" (on STAND-IN data)" if results.stand_in else "")
@@ -109,17 +99,13 @@ def _demonstrations_text(results: Results) -> str:
     return text if used == [asked] else f"{text} (asked for {asked}, fewer fit)"
 
 
-def _measured(results: Results) -> list[str]:
-    return [n for n in COLUMNS if n in results.similarities]
-
-
 # --------------------------------------------------------------------------------- in short
 
 
 def _in_short(results: Results) -> Section:
     rows = _accuracy_rows(results)
     rows.append(row("Rec2FTP", rec2ftp_text(results.rec2ftp), "both counts", ""))
-    for name in _measured(results):
+    for name in measured_columns(results):
         others = [
             f"{name_of(n)} {number(b.own.mean)}: {gap(b.difference)}"
             for n, b in beside(results, name).items()
@@ -134,7 +120,7 @@ def _in_short(results: Results) -> Section:
         "short",
         "In short",
         table,
-        _best_seed_notice(results),
+        best_seed_notice(results),
         selected_text(results),
         "Intervals are 95 % percentile bootstrap: each resample draws seeds, and examples that all "
         "of them read (for ZSL and for a single seed, examples alone). With fewer than about five "
@@ -150,14 +136,14 @@ def _accuracy_rows(results: Results) -> list[Row]:
     accuracy, calibrated = results.accuracy, results.accuracy_calibrated
     rows = []
     for setting, name in SETTINGS.items():
-        text = estimate(accuracy.of(setting), *_POINTS)
+        text = estimate(accuracy.of(setting), *PERCENT)
         text += f" ({percent(calibrated.of(setting).mean)})" if calibrated else ""
         label = f"Accuracy {name}, %{' (calibrated)' if calibrated else ''}"
         if setting == "zsl":
             rows.append(row(label, text, f"majority {percent(accuracy.majority)}", ""))
             continue
         difference = results.gap("accuracy", f"{setting}_zsl")
-        other = f"ZSL {percent(accuracy.zsl.mean)}: {gap(difference, *_POINTS)} points"
+        other = f"ZSL {percent(accuracy.zsl.mean)}: {gap(difference, *PERCENT)} points"
         rows.append(row(label, text, other, direction(difference)))
     return rows
 
@@ -174,21 +160,6 @@ def rec2ftp_text(recall: Recall) -> str:
         return UNDEFINED
     counts = f"{recall.icl_and_ft_right_zsl_wrong} of {recall.ft_right_zsl_wrong}"
     return f"{number(recall.percent, 1)} % ({counts})"
-
-
-def _best_seed_notice(results: Results) -> Notice | None:
-    if results.selection.best_seed is None:
-        return None
-    return Notice("Best of seeds, as in the paper: optimistic.")
-
-
-def selected_text(results: Results) -> str:
-    """What FT's numbers owe to a selection."""
-    s = results.selection
-    return (
-        f"FT's learning rate of each seed ({', '.join(map(rate, s.learning_rate))}) was "
-        f"selected on {s.num_examples:,} examples: {s.selected_on}."
-    )
 
 
 # ----------------------------------------------------------------------------------- accuracy
@@ -213,7 +184,7 @@ def _accuracy_section(results: Results, drawn: dict[str, figures.Figure]) -> Sec
     for pair in ("icl_zsl", "ft_zsl", "icl_ft"):
         of_pair = [results.gap(key, pair) for key in kinds]
         title = " - ".join(SETTINGS[setting] for setting in pair.split("_"))
-        cells = [gap(d, *_POINTS) for d in of_pair]
+        cells = [gap(d, *PERCENT) for d in of_pair]
         differences.append(row(title, *cells, direction(of_pair[0])))
     points = (f"{kind}, points" for kind, _ in kinds.values())
     header2 = ("paired difference", *points, "raw: clear or not")
@@ -233,9 +204,9 @@ def _share_rows(kind: str, accuracy: Accuracy) -> list[Row]:
             name,
             kind,
             percent(share.mean),
-            interval(share.interval, *_POINTS) or "-",
+            interval(share.interval, *PERCENT) or "-",
             percent(share.seed_std),
-            listed(share.per_seed, *_POINTS),
+            listed(share.per_seed, *PERCENT),
         )
         for s, name in SETTINGS.items()
         for share in [accuracy.of(s)]
@@ -334,7 +305,7 @@ def _layers_text(results: Results) -> str:
 
 
 def _controls_section(results: Results) -> Section:
-    controls, names = results.controls, _measured(results)
+    controls, names = results.controls, measured_columns(results)
     left_out = Items(tuple(("", line) for line in results.controls_left_out))
     if not controls:
         return section("controls", "Controls", left_out)
@@ -366,7 +337,7 @@ def _control_cells(control: Control, names: Sequence[str]) -> list[str | Cell]:
     cells: list[str | Cell] = [str(control.evaluated)]
     for s in ("icl", "ft"):
         difference = control.difference.get(f"accuracy_{s}", UNKNOWN)
-        cells.append(Cell(percent(control.accuracy.of(s).mean), gap(difference, *_POINTS)))
+        cells.append(Cell(percent(control.accuracy.of(s).mean), gap(difference, *PERCENT)))
     for name in names:
         difference = control.difference.get(name, UNKNOWN)
         if (own := control.similarities.get(name)) is None:
@@ -375,116 +346,6 @@ def _control_cells(control: Control, names: Sequence[str]) -> list[str | Cell]:
         reached = outcome(difference.interval) in ("level", "below")
         cells.append(Cell(number(own.mean), gap(difference), strong=reached))
     return cells
-
-
-# ------------------------------------------------------------------------------ learning rates
-
-
-def _dose_section(results: Results, drawn: dict[str, figures.Figure]) -> Section:
-    title = "Similarity against learning rate (dose response)"
-    dose = results.dose_response
-    if dose is None:
-        return section("dose", title)
-    names = [n for n in _measured(results) if n in dose.similarity]
-    rows = []
-    for i in sorted(range(len(dose.learning_rates)), key=dose.learning_rates.__getitem__):
-        accuracy, at = dose.accuracy[i], dose.learning_rates[i]
-        text = estimate(accuracy, *_POINTS)
-        if dose.diverged[i]:
-            text = f"{dose.diverged[i]} of {len(accuracy.per_seed)} seeds diverged"
-        chosen = plural(results.selection.learning_rate.count(at), "seed")
-        loss = number(dose.training_loss[i].mean, 2)
-        cells = (estimate(dose.similarity[n][i]) for n in names)
-        rows.append(row(rate(at), chosen, text, loss, *cells))
-    titles = (SIMILARITIES[n].title for n in names)
-    header = ("learning rate", "chosen for", "FT accuracy, %", "training loss", *titles)
-    return section(
-        "dose",
-        title,
-        "What every learning rate gives, not the chosen ones alone: a similarity that is higher "
-        "where finetuning has destroyed the model says nothing about useful finetuning. Measured "
-        f"on {dose.examples:,} examples ({dose.measured_on}), on which the rates were "
-        "chosen as well: accuracies at a chosen rate are optimistic here.",
-        " ".join(filter(None, (dose_sentence(results, "sim_aou"), _dose_count(results)))),
-        Table("dose", "", header, rows),
-        drawn["dose_response"],
-    )
-
-
-def _dose_count(results: Results) -> str:
-    """For how many similarities the highest is not at finetuning's best rate."""
-    found = [pair for n in results.similarities if (pair := highest_and_best(results, n))]
-    elsewhere = [top for top, best in found if top.accuracy < best.accuracy]
-    if not found:
-        return ""
-    return (
-        f"Of {len(found)} similarities, {len(elsewhere)} are highest at a learning rate at which "
-        "FT's accuracy is below its best."
-    )
-
-
-def dose_sentence(results: Results, name: str) -> str:
-    """Where a similarity is highest over the learning rates, and how good finetuning is there."""
-    pair, dose = highest_and_best(results, name), results.dose_response
-    if pair is None or dose is None:
-        return ""
-    top, best = pair
-
-    def accuracy(place: int) -> str:
-        share = dose.accuracy[place]
-        return f"{percent(share.mean)} % {interval(share.interval, *_POINTS)}".strip()
-
-    curve = dose.similarity[name]
-    at_top = (
-        f"{SIMILARITIES[name].title} is highest at learning rate {rate(top.rate)} "
-        f"({estimate(curve[top.place])}), where FT's accuracy is {accuracy(top.place)}"
-    )
-    if top.accuracy == best.accuracy:
-        return f"{at_top}: the best of all rates."
-    worst = top.accuracy == min(
-        a.mean
-        for a, s in zip(dose.accuracy, curve, strict=True)
-        if a.mean is not None and s.mean is not None
-    )
-    where = "highest where finetuning is worst" if worst else "not where finetuning is best"
-    return (
-        f"{at_top}: {where}. At FT's best rate, {rate(best.rate)} ({accuracy(best.place)}), it is "
-        f"{estimate(curve[best.place])}."
-    )
-
-
-def _selection_section(results: Results, drawn: dict[str, figures.Figure]) -> Section:
-    s = results.selection
-    header = ("seed", "chosen rate", *(f"rate {rate(r)}" for r in s.learning_rates))
-    rows = []
-    for i, seed in enumerate(results.seeds):
-        cells = zip(s.accuracy[i], s.nll[i], s.training_loss[i], strict=True)
-        texts = (f"{percent(a)} / {number(n)} / {number(t, 2)}" for a, n, t in cells)
-        rows.append(row(str(seed), rate(s.learning_rate[i]), *texts))
-    return section(
-        "selection",
-        "Selection",
-        "Each seed's learning rate is the one with the best accuracy on "
-        f"{s.num_examples:,} examples (then the lowest negative log-likelihood): "
-        f"{s.selected_on}. Cells: accuracy in % / negative log-likelihood on these examples / "
-        "mean training loss; dashes where the loss was not finite.",
-        _best_seed_notice(results),
-        seed_text(results),
-        Table("selection", "", header, rows),
-        drawn["selection"],
-    )
-
-
-def seed_text(results: Results) -> str:
-    """Whether seeds were selected."""
-    best = results.selection.best_seed
-    if best is None:
-        return "Seeds were not selected: all are reported."
-    return (
-        f"Only seed {best.seed} is reported, the one with the best "
-        f"ICL accuracy on these examples ({listed(best.icl_accuracy, *_POINTS)} % for seeds "
-        f"{', '.join(map(str, results.seeds))})."
-    )
 
 
 # ------------------------------------------------------------------------------------- set-up
@@ -516,76 +377,3 @@ def _setup_section(results: Results) -> Section:
         "the whole config of this job:",
         Code(json.dumps(results.config, indent=2, ensure_ascii=False), "json"),
     )
-
-
-# ----------------------------------------------------------------------------------- console
-
-
-def console_blocks(results: Results) -> list[str | Table | Notice]:
-    """What came out, in a few lines."""
-    recall = results.rec2ftp
-    share = UNDEFINED if recall.percent is None else f"{number(recall.percent, 1)} %"
-    blocks: list[str | Table | Notice] = [
-        f"{results.task.upper()}: {model_text(results)}",
-        _console_accuracy(results),
-        f"Rec2FTP {share} {interval(recall.interval, 1)}: ZSL wrong and FT right "
-        f"{recall.ft_right_zsl_wrong} times, ICL right in {recall.icl_and_ft_right_zsl_wrong} of "
-        "these\n",
-        _console_similarity(results),
-        *filter(None, [dose_sentence(results, "sim_aou")]),
-        selected_text(results),
-        *([notice.text] if (notice := _best_seed_notice(results)) else []),
-        seed_text(results),
-        f"Seconds: {seconds(results.seconds)}",
-    ]
-    if results.stand_in:
-        blocks.insert(0, Notice(f"STAND-IN DATA, not what was asked for: {results.stand_in}"))
-    return blocks
-
-
-def _console_accuracy(results: Results) -> Table:
-    rows = []
-    for name, accuracy in (("raw", results.accuracy), ("calibrated", results.accuracy_calibrated)):
-        if accuracy:
-            shares = (accuracy.of(s) for s in SETTINGS)
-            cells = (
-                percent(s.mean) + ("" if s.seed_std is None else f" ± {percent(s.seed_std)}")
-                for s in shares
-            )
-            rows.append(row(name, *cells, percent(accuracy.majority)))
-    return Table("accuracy", "", ("accuracy, %", *SETTINGS.values(), "majority"), rows)
-
-
-_VERDICTS = {"above": "yes", "not above": "no", "unknown": "?"}
-
-
-def _console_similarity(results: Results) -> Table:
-    header = ("similarity of ICL and FT", "mean [95 %]", "baseline", "highest control", "above")
-    rows = [
-        row(
-            SIMILARITIES[name].title,
-            estimate(own),
-            ", ".join(number(b.mean) for b in own.baselines.values()),
-            _highest_control(results, name),
-            _VERDICTS[verdict(results, name).split(":")[0]],
-        )
-        for name, own in results.similarities.items()
-    ]
-    note = (
-        "baseline: random in FT's place (SimAM: before finetuning; SimUpdate: random in ICL's "
-        "place); above: this and all controls, by the paired difference's interval ('no' is "
-        "not shown to be above, not shown to be equal)"
-    )
-    return Table("similarity", "", header, rows, (note,))
-
-
-def _highest_control(results: Results, name: str) -> str:
-    known = {
-        k: own.mean
-        for k, c in results.controls.items()
-        if (own := c.similarities.get(name)) and own.mean is not None
-    }
-    if not known:
-        return "-"
-    highest = max(known, key=known.__getitem__)
-    return f"{CONTROLS[highest].short} {number(known[highest])}"

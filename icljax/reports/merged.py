@@ -6,8 +6,8 @@ from icljax.catalog import CONTROLS, SIMILARITIES
 from icljax.reports import tables
 from icljax.reports.claims import CAVEAT, TITLES, headline
 from icljax.reports.document import Block, Figure, Items, Report, Section, Table, section
-from icljax.reports.figures import study_figures
 from icljax.reports.study import Group, main_groups, task_columns
+from icljax.reports.study_figures import study_figures
 
 QUESTION = "Does in-context learning behave like finetuning?"
 _ABOUT = (

@@ -13,7 +13,7 @@ from rich.console import Console
 from icljax import results as results_lib
 from icljax.errors import UserError
 from icljax.reports import console as console_lib
-from icljax.reports import job, markup, merged, page, plots, study
+from icljax.reports import job, markup, merged, page, plots, study, summary
 from icljax.reports.document import Report
 from icljax.results import Results
 from icljax.runtime import downloads, workdir
@@ -50,7 +50,7 @@ def show(results: dict[str, Any], path: Path, console: Console) -> None:
         results: what results.json holds.
         path: the folder with `report.md`.
     """
-    blocks = job.console_blocks(results_lib.from_plain(results))
+    blocks = summary.console_blocks(results_lib.from_plain(results))
     console_lib.show(console, blocks, path / MARKDOWN)
 
 

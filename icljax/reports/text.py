@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from icljax.results import Estimate, Number
 
+PERCENT = 1, 100  # digits and scale of a share that is written in percent
+
 
 def number(value: Number, digits: int = 3, scale: float = 1) -> str:
     """A number; a dash for None, and no "-0.000"."""

@@ -20,7 +20,7 @@ from icljax.comparison.pairs import Similarity
 from icljax.comparison.programs import Comparison
 from icljax.data.tasks import get_task
 from icljax.experiments import config as config_lib
-from icljax.reports import claims, figures, job, markup, plots, report
+from icljax.reports import claims, figures, job, markup, plots, rates, report
 from icljax.reports.tables import DOSE_SIMILARITIES
 
 SEEDS, EXAMPLES, LAYERS = (3, 7), 16, 5
@@ -430,7 +430,7 @@ def test_controls_stand_beside_the_job_by_paired_differences(tmp_path, arrays):
     summary = make_results(tmp_path, arrays, names=tuple(CONTROLS))
     text = markdown(summary)
     rows = table(text, "", "examples", "ICL, %", "FT, %")
-    header = ["accuracy_icl", "accuracy_ft", *job.COLUMNS]
+    header = ["accuracy_icl", "accuracy_ft", *claims.COLUMNS]
     groups = [row[0] for row in rows if row[1:] == [""] * 9]
     assert groups == [f"**{title}**" for title in CONTROL_KINDS.values()]
     found = {row[0]: row[2:] for row in rows if row[0] not in groups}
@@ -462,17 +462,17 @@ def test_the_dose_response_says_where_similarity_is_highest(summary):
     for i, (right, similar) in enumerate([(0.7, 0.2), (0.5, 0.4), (0.6, 0.3)]):
         dose["accuracy"][i] |= {"mean": right, "interval": [right, right]}
         dose["similarity"]["sim_aou"][i] |= {"mean": similar, "interval": [0.1, 0.5]}
-    assert job.dose_sentence(typed(changed), "sim_aou") == (
+    assert rates.dose_sentence(typed(changed), "sim_aou") == (
         "SimAOU is highest at learning rate 0.01 (0.400 [0.100, 0.500]), where FT's accuracy is "
         "50.0 % [50.0, 50.0]: highest where finetuning is worst. At FT's best rate, 0.001 "
         "(70.0 % [70.0, 70.0]), it is 0.200 [0.100, 0.500]."
     )
     dose["accuracy"][2]["mean"] = 0.4
-    assert "not where finetuning is best" in job.dose_sentence(typed(changed), "sim_aou")
+    assert "not where finetuning is best" in rates.dose_sentence(typed(changed), "sim_aou")
     dose["accuracy"][1]["mean"] = 0.8
-    assert "the best of all rates" in job.dose_sentence(typed(changed), "sim_aou")
+    assert "the best of all rates" in rates.dose_sentence(typed(changed), "sim_aou")
     dose["accuracy"][2]["mean"] = dose["accuracy"][1]["mean"] = None
-    assert job.dose_sentence(typed(changed), "sim_aou") == ""
+    assert rates.dose_sentence(typed(changed), "sim_aou") == ""
 
 
 def test_the_dose_table_names_what_diverged(text):
