@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,11 +33,12 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 def set_up() -> None:
     """Turns on the persistent compilation cache, so that a second job starts at once.
 
-    One that cannot be written is read. Matplotlib's own is beside it where there is no home.
+    In JAX_COMPILATION_CACHE_DIR, or beside the models; one that cannot be written is read.
     """
     if not os.access(os.path.expanduser("~"), os.W_OK):
         os.environ.setdefault("MPLCONFIGDIR", str(downloads.cache_dir() / "matplotlib"))
-    folder = downloads.cache_dir() / "xla"
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    folder = Path(given) if given else downloads.cache_dir() / "xla"
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     least = 0.0 if os.access(folder, os.W_OK) else _NEVER
