@@ -15,7 +15,8 @@ import numpy as np
 
 from icljax import checkpoints, metrics
 from icljax.comparison.job import Job, prepare
-from icljax.comparison.programs import Programs, encode_demonstrations, make_programs, read_all
+from icljax.comparison.programs import Programs, encode_demonstrations, make_programs
+from icljax.comparison.reading import read_all
 from icljax.experiments import config as config_lib
 from icljax.models.decoder import State
 from icljax.runtime import processes, sharding
@@ -45,7 +46,7 @@ def zsl(programs: Programs, params: Params, job: Job) -> str:
 
 def read(programs: Programs, params: Params, states: State, job: Job) -> str:
     score = functools.partial(programs.score_states, params, states)
-    logprob = read_all(score, job.selection, programs.mesh, lambda: None, by_row=True)
+    logprob = np.asarray(read_all(score, job.selection, programs.devices, by_row=True))
     return accuracies(logprob, job.selection_labels)
 
 

@@ -22,7 +22,7 @@ from icljax.catalog import CONTROLS, SIMILARITIES
 from icljax.comparison import answers
 from icljax.comparison.grid import Chosen, mean_of_finite
 from icljax.comparison.job import Job
-from icljax.comparison.programs import Comparison
+from icljax.comparison.reading import Comparison
 from icljax.runtime import workdir
 
 _WITHOUT_SEEDS = ("index", "label", "pred_zsl", "logprob_zsl")  # of `example_arrays`

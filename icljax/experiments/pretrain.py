@@ -25,7 +25,8 @@ from icljax.attention import mixing
 from icljax.checkpoints import save
 from icljax.comparison import answers, results
 from icljax.comparison.job import Job, prepare
-from icljax.comparison.programs import encode_demonstrations, make_programs, read_all
+from icljax.comparison.programs import encode_demonstrations, make_programs
+from icljax.comparison.reading import read_all
 from icljax.data import corpus
 from icljax.data.corpus import Corpus
 from icljax.errors import UserError
@@ -398,7 +399,7 @@ def _reader(decoder: DecoderConfig, job: Job, mesh: Mesh) -> Callable[[Params], 
 
     def accuracies(setting: str, params: Params, states: State) -> dict[str, list[float]]:
         score = functools.partial(programs.score_states, params, states)
-        logprob = read_all(score, job.evaluation, mesh, lambda: None, by_row=True)
+        logprob = np.asarray(read_all(score, job.evaluation, programs.devices, by_row=True))
         scores = {setting: logprob}
         if job.encoder.answers:  # in multiple choice each example has its own candidates
             scores[f"{setting} calibrated"] = np.asarray(metrics.calibrate(logprob))

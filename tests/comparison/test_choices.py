@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from icljax import checkpoints
-from icljax.comparison import job, settings
+from icljax.comparison import forward, job
 from icljax.experiments import config as config_lib
 from icljax.models.decoder import Decoder
 from tests.conftest import WORDS
@@ -77,7 +77,7 @@ def our_scores(prepared, model, params, in_context):
     d = prepared.demonstrations
     first = np.arange(d.context.shape[1]) < len(prepared.encoder.bos)
     valid = d.context_valid[0] if in_context else first
-    encode, read = (jax.jit(f, static_argnums=0) for f in (settings.encode, settings.read))
+    encode, read = (jax.jit(f, static_argnums=0) for f in (forward.encode, forward.read))
     state = encode(model, params, jnp.asarray(d.context[0]), jnp.asarray(valid))
     queries = prepared.evaluation
     out = np.full((len(prepared.labels), queries.target.shape[3]), np.nan)

@@ -3,16 +3,15 @@
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
 
 from icljax import catalog, checkpoints
-from icljax.comparison import controls, grid, job, programs, settings
+from icljax.comparison import controls, finetune, grid, job, memory, programs, reading
 from icljax.data import tasks
 from icljax.errors import UserError
 from icljax.experiments import config
 from icljax.runtime import sharding
 from icljax.runtime.chunks import Chunks
-from icljax.runtime.progress import Stages
+from tests.comparison.test_company import Uncommitted
 from tests.experiments.test_compare import tiny_config
 
 
@@ -30,40 +29,24 @@ def started(tiny_folder, reviews, tmp_path_factory):
     mesh = sharding.make_mesh(1, 1)
     made = programs.make_programs(checkpoint.config, cfg, prepared.encoder.bos, 4, mesh)
     chunks = Chunks(tmp_path_factory.mktemp("work"), {}, print)
-    stages = Stages(Console(quiet=True))
-    chosen = grid.finetune_grid(
-        made,
-        params,
-        prepared.demonstrations,
-        prepared.selection,
-        prepared.selection_labels,
-        cfg,
-        chunks,
-        stages,
-    )
-    trained = controls.Trained(made, params, chosen, prepared, prepared.selection)
+    subject = programs.Subject(made, params, prepared.demonstrations)
+    selection = (prepared.selection, prepared.selection_labels)
+    chosen = grid.finetune_grid(subject, *selection, cfg, chunks, lambda _: None)
+    trained = controls.Trained(subject, chosen, prepared, prepared.selection)
     return cfg, checkpoint, trained, chunks
 
 
-def compared(started, finetuned, demonstrations=None):
+def compared(started, learned):
     """The chosen runs, or others, on the selection examples."""
-    _, _, trained, _ = started
-    return programs.compare_settings(
-        trained.programs,
-        trained.params,
-        finetuned,
-        trained.job.demonstrations if demonstrations is None else demonstrations,
-        trained.job.selection,
-        3,
-        lambda _, read: read(),
-        lambda _: None,
-    )
+    trained = started[2]
+    rest = (trained.job.selection, Uncommitted(), "test", lambda _: None)
+    return reading.compare_settings(trained.subject, learned, *rest)
 
 
 def test_the_grid_keeps_what_a_comparison_of_the_chosen_run_gives(started):
     """`score` and `compare` are two programs; the first reads ICL once for all rates of a seed."""
     chosen = started[2].chosen
-    same = compared(started, chosen.finetuned)
+    same = compared(started, chosen.learned)
     at = np.arange(3), chosen.rate_index
     right = same.logprob_ft.argmax(-1) == started[2].job.selection_labels
     np.testing.assert_array_equal(chosen.dose.correct[at], right)
@@ -76,10 +59,10 @@ def test_the_grid_keeps_what_a_comparison_of_the_chosen_run_gives(started):
 
 
 def test_controls_of_the_update(started):
-    cfg, checkpoint, trained, chunks = started
-    got = controls.compare(trained, checkpoint.config, ("update",), cfg, chunks, lambda _: None)
+    cfg, _, trained, chunks = started
+    got = controls.compare(trained, ("update",), cfg, chunks, lambda _: None)
     assert list(got) == ["perturbation", "other_seed"]
-    own = compared(started, trained.chosen.finetuned)
+    own = compared(started, trained.chosen.learned)
     for comparison in got.values():
         np.testing.assert_allclose(comparison.logprob_icl, own.logprob_icl, atol=1e-5)
         assert np.abs(comparison.logprob_ft - own.logprob_ft).max() > 1e-3
@@ -91,10 +74,10 @@ def test_controls_of_the_update(started):
 
 def test_a_perturbation_is_as_large_as_the_update(started):
     trained = started[2]
-    base = settings.key_value(trained.params)
-    tuned, _ = trained.chosen.finetuned([0, 1])
-    random = controls.perturbed(base, tuned, np.asarray([0, 1], np.int32), 0)
-    for before, after, other in zip(*map(jax.tree.leaves, (base, tuned, random)), strict=True):
+    base = finetune.kv_params_of(trained.subject.params)
+    own = trained.chosen.learned([0, 1]).kv_params
+    random = trained.subject.programs.perturb(base, own, np.asarray([0, 1], np.int32))
+    for before, after, other in zip(*map(jax.tree.leaves, (base, own, random)), strict=True):
         ours, theirs = (np.asarray(x - before[None]).reshape(2, 3, -1) for x in (after, other))
         norms = np.linalg.norm(ours, axis=-1)
         np.testing.assert_allclose(np.linalg.norm(theirs, axis=-1), norms, rtol=1e-4)
@@ -152,7 +135,7 @@ def test_runs_at_once_are_shares_of_seeds(started, runs, seeds, data, expected):
     one = jax.tree.map(lambda x: np.repeat(x[:1], seeds, 0), trained.job.demonstrations)
     cfg = cfg.copy_and_resolve_references()
     cfg.finetune.runs_at_once = 4 * data
-    at_once = grid.runs_at_once(cfg, trained.params, one, runs, data)
+    at_once = memory.runs_at_once(cfg, trained.subject.params, one, runs, 3 << 30, data)
     assert at_once == expected
     assert runs // seeds % (at_once // data) == 0 or (at_once // data) % (runs // seeds) == 0
 
@@ -180,10 +163,12 @@ def test_every_control_has_its_own_computation():
 
 def test_an_unknown_control_is_refused(started, monkeypatch):
     """`shuffled_update` ran the perturbation, and `fresh` weights kept the embeddings."""
-    cfg, checkpoint, trained, chunks = started
+    cfg, _, trained, chunks = started
     with pytest.raises(UserError, match="weights is 'fresh'; expected one of trained, untrained"):
-        controls.reinitialize(trained.params, checkpoint.config, "fresh", 0)
+        controls.reinitialize(
+            trained.subject.params, "fresh", trained.subject.programs.initialize, 0
+        )
     odd = catalog.Control("", "", "", "update")
     monkeypatch.setitem(catalog.CONTROLS, "shuffled_update", odd)
     with pytest.raises(UserError, match="update control is 'shuffled_update'; expected one of oth"):
-        controls.compare(trained, checkpoint.config, ("update",), cfg, chunks, lambda _: None)
+        controls.compare(trained, ("update",), cfg, chunks, lambda _: None)

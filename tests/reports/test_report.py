@@ -15,7 +15,7 @@ from rich.console import Console
 from icljax.comparison import results
 from icljax.comparison.grid import Chosen, Dose
 from icljax.comparison.pairs import Similarity
-from icljax.comparison.programs import Comparison
+from icljax.comparison.reading import Comparison
 from icljax.data.tasks import get_task
 from icljax.experiments import config as config_lib
 from icljax.reports import figures, report
