@@ -1,9 +1,7 @@
 """The programs that a job runs: its own code, on devices that hold shapes and run nothing."""
 
-import contextlib
 import dataclasses
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
@@ -26,7 +24,7 @@ from icljax.models.decoder import DecoderConfig, State, init_params
 from icljax.preflight.costs import Costs, Estimate, device_bytes
 from icljax.runtime import sharding
 from icljax.runtime.chunks import Arrays, Chunks
-from icljax.runtime.progress import Bar, Stages
+from icljax.runtime.progress import Stages
 from icljax.types import Array, Params
 
 T = TypeVar("T")
@@ -68,11 +66,11 @@ def compare_calls(
         UserError: where the mesh does not divide heads or MLP.
     """
     shapes = parameters(decoder, mesh)
-    recorder = Recorder(decoder, mesh, memory)
+    costs = Costs(decoder, shapes, mesh, config.finetune.method, config.finetune.remat)
+    recorder = Recorder(costs, memory)
     rest = (job, config, _Unkept(recorder), _Stages(recorder))
     compare.measure(recorder.programs(), lambda: recorder.like(shapes), *rest)
-    costs = Costs(decoder, shapes, mesh, config.finetune.method, config.finetune.remat)
-    return recorder.calls(costs)
+    return list(recorder.calls.values())
 
 
 def parameters(decoder: DecoderConfig, mesh: AnyMesh) -> Params:
@@ -117,24 +115,15 @@ class Recorder(Devices):
 
     Attributes:
         stage: the job's.
+        calls: each program with each shape of its arguments once, in the order of first calls.
     """
 
-    def __init__(self, decoder: DecoderConfig, mesh: AnyMesh, memory: int):
+    def __init__(self, costs: Costs, memory: int):
         """Devices of `memory` bytes each."""
-        super().__init__(cast(Mesh, mesh))
-        self.decoder, self.memory, self.stage = decoder, memory, ""
+        super().__init__(cast(Mesh, costs.mesh))
+        self.costs, self.memory, self.stage = costs, memory, ""
         self._held: weakref.WeakValueDictionary[int, Held] = weakref.WeakValueDictionary()
-        self._calls: dict[Any, Call] = {}
-        self._times: Counter[Any] = Counter()
-
-    def calls(self, costs: Costs) -> list[Call]:
-        """Each program with each shape of its arguments once, in the order of their first calls."""
-        return [
-            dataclasses.replace(
-                call, times=self._times[key], estimate=costs.of(call.name, call.arguments)
-            )
-            for key, call in self._calls.items()
-        ]
+        self.calls: dict[Any, Call] = {}
 
     def free_memory(self) -> int:
         """As of the real devices: half of what is free."""
@@ -150,42 +139,63 @@ class Recorder(Devices):
 
     def programs(self) -> Programs:
         """A job's programs; to the host they give zeros of one layer, which is never looked at."""
-        c, heads = self.decoder, P(None, None, None, "model")
-
-        def encode(params: Params, tokens: Array, valid: Array) -> State:
-            count, length = tokens.shape
-            shape = (count, c.num_layers, length, c.num_kv_heads, c.head_width)
-            keys, values = (self._hold(shape, c.dtype, heads) for _ in range(2))
-            return State(keys, values, self._hold((count, length), bool), self._hold((count,), int))
-
-        def update(states: State, columns: Array, compared: Array) -> Any:
-            shape = (len(columns), c.num_layers, c.num_kv_heads, c.head_width, c.head_width)
-            return self._hold(shape, float, P(None, None, "model"))
-
-        def finetune(params: Params, rates: Array, runs: Demonstrations) -> Finetuned:
-            count, steps = runs.train_length.shape
-            shape = (c.num_layers, runs.columns.shape[1], c.num_heads * c.head_width)
-            queries = self._hold(shape, float, TRAINING_QUERIES)
-            learned = self._stacked(Learned(kv_params_of(params), queries), count, "data")
-            return Finetuned(learned.kv_params, self._hold((count, steps), float), learned.queries)
-
-        def pick(finetuned: Finetuned, index: Array) -> Learned:
-            return self._each(finetuned.learned, lambda x: (x.shape[1:], P(*x.sharding.spec[1:])))
-
+        costs = self.costs
+        programs: dict[str, Callable[..., tuple[Any, Estimate]]] = {
+            "encode": self._encode,
+            "update": self._update,
+            "finetune": self._finetune,
+            "pick": lambda finetuned, index: (self._first(finetuned.learned), Estimate()),
+            "stack": lambda runs: (self._stacked(runs[0], len(runs)), Estimate()),
+            "score": lambda params, seeds, which, numbers, learned, queries: (
+                _read(queries, len(learned.queries)),
+                costs.score(len(learned.queries), len(which), seeds, queries),
+            ),
+            "score_states": lambda params, states, queries: (
+                _read(queries, len(states.valid))[0],
+                costs.score_states(states, queries),
+            ),
+            "compare": lambda params, seeds, learned, queries, numbers: (
+                _compare(queries, len(numbers)),
+                costs.compare(seeds, queries),
+            ),
+        }
         return Programs(
-            encode=self._listed("encode", encode),
-            update=self._listed("update", update),
-            finetune=self._listed("finetune", finetune),
-            pick=self._listed("pick", pick),
-            stack=self._listed("stack", lambda runs: self._stacked(runs[0], len(runs))),
-            score=self._listed("score", lambda *x: _read(x[5], len(x[4].queries))),
-            score_states=self._listed("score_states", lambda *x: _read(x[2], len(x[1].valid))[0]),
-            compare=self._listed("compare", lambda *x: _compare(x[3], len(x[4]))),
+            **{name: self._listed(name, program) for name, program in programs.items()},
             # Once a control, in milliseconds; they need less memory than what comes after.
             initialize=lambda params, seed: self.like(params),
             perturb=lambda base, finetuned, numbers: self.like(finetuned),
             devices=self,
         )
+
+    def _encode(self, params: Params, tokens: Array, valid: Array) -> tuple[State, Estimate]:
+        c, (count, length) = self.costs.decoder, tokens.shape
+        shape = (count, c.num_layers, length, c.num_kv_heads, c.head_width)
+        heads = P(None, None, None, "model")
+        keys, values = (self._hold(shape, c.dtype, heads) for _ in range(2))
+        state = State(keys, values, self._hold(tokens.shape, bool), self._hold((count,), int))
+        return state, self.costs.encode(count, length)
+
+    def _update(self, states: State, columns: Array, compared: Array) -> tuple[Any, Estimate]:
+        c, (count, tokens) = self.costs.decoder, columns.shape
+        shape = (count, c.num_layers, c.num_kv_heads, c.head_width, c.head_width)
+        update = self._hold(shape, float, P(None, None, "model"))
+        return update, self.costs.update(count, tokens)
+
+    def _finetune(
+        self, params: Params, rates: Array, runs: Demonstrations
+    ) -> tuple[Finetuned, Estimate]:
+        c, (count, steps, tokens) = self.costs.decoder, runs.train.shape
+        shape = (c.num_layers, runs.columns.shape[1], c.num_heads * c.head_width)
+        queries = self._hold(shape, float, TRAINING_QUERIES)
+        own = self._stacked(Learned(kv_params_of(params), queries), count, "data")
+        finetuned = Finetuned(own.kv_params, self._hold((count, steps), float), own.queries)
+        return finetuned, self.costs.finetune(count, steps, tokens, own)
+
+    def _first(self, tree: T) -> T:
+        return self._each(tree, lambda x: (x.shape[1:], P(*x.sharding.spec[1:])))
+
+    def _stacked(self, tree: T, count: int, axis: str | None = None) -> T:
+        return self._each(tree, lambda x: ((count, *x.shape), P(axis, *x.sharding.spec)))
 
     def _hold(self, shape: tuple[int, ...], dtype: Any, spec: P = sharding.REPLICATED) -> Any:
         held = Held(shape, dtype, NamedSharding(self.mesh, spec))
@@ -199,32 +209,28 @@ class Recorder(Devices):
             shape, spec = place(x)
             return self._hold(shape, x.dtype, spec)
 
-        each: T = jax.tree.map(one, tree)
-        return each
-
-    def _stacked(self, tree: T, count: int, axis: str | None = None) -> T:
-        return self._each(tree, lambda x: ((count, *x.shape), P(axis, *x.sharding.spec)))
+        return cast(T, jax.tree.map(one, tree))
 
     def _bytes_beside(self, arguments: tuple[Any, ...]) -> int:
         """Of all that is held but these."""
         given = {id(x) for x in jax.tree.leaves(arguments)}
         return sum(x.bytes for key, x in self._held.items() if key not in given)
 
-    def _listed(self, name: str, outputs: Callable[..., T]) -> Callable[..., T]:
-        """The program called `name`, which gives what `outputs` does."""
+    def _listed(self, name: str, program: Callable[..., tuple[T, Estimate]]) -> Callable[..., T]:
+        """The program called `name`; `program` says what it gives and costs."""
 
         def call(*arguments: Any) -> T:
             key = (self.stage, name, *((x.shape, x.dtype) for x in jax.tree.leaves(arguments)))
-            self._times[key] += 1
             beside = self._bytes_beside(arguments)
-            out = outputs(*arguments)
-            if key not in self._calls:
+            out, estimate = program(*arguments)
+            if key not in self.calls:
                 variant = "control" if self.stage == "controls" else ""
                 kept = out if isinstance(jax.tree.leaves(out)[0], Held) else None
                 given, kept = jax.tree.map(self._shape, (arguments, kept))
-                self._calls[key] = Call(name, variant, given, kept, beside, 0, Estimate())
-            elif beside > self._calls[key].beside:
-                self._calls[key] = dataclasses.replace(self._calls[key], beside=beside)
+                self.calls[key] = Call(name, variant, given, kept, 0, 0, estimate)
+            first = self.calls[key]
+            most = max(beside, first.beside)
+            self.calls[key] = dataclasses.replace(first, beside=most, times=first.times + 1)
             return out
 
         return call
@@ -273,45 +279,36 @@ class _Stages(Stages):
         super().__init__(Console(quiet=True))
         self.recorder = recorder
 
-    @contextlib.contextmanager
-    def stage(self, key: str, description: str, total: int) -> Iterator[Bar]:
+    def stage(self, key: str, description: str, total: int) -> Any:
         self.recorder.stage = key
-        with super().stage(key, description, total) as bar:
-            yield bar
+        return super().stage(key, description, total)
 
 
-def train_calls(config: ConfigDict, mesh: AnyMesh) -> list[Call]:
+def train_calls(config: ConfigDict, mesh: AnyMesh) -> Iterator[Call]:
     """The programs that train each variant, and those that measure its losses.
 
     Raises:
         UserError: where the mesh does not divide heads, MLP or a batch.
     """
-    t, data = config.train, mesh.shape["data"]
+    t, length, data = config.train, config.model.length, mesh.shape["data"]
     if t.batch % data:
         raise UserError(
             f"train.batch={t.batch} sequences do not divide over mesh.data={data}; give a multiple "
             f"of {data}: --config.train.batch=..."
         )
-    return [
-        call
-        for variant in pretrain.split(config.variants)
-        for call in _of_variant(config, variant, mesh)
-    ]
-
-
-def _of_variant(config: ConfigDict, variant: str, mesh: AnyMesh) -> Iterator[Call]:
-    t, length, runs = config.train, config.model.length, len(config.seeds)
-    decoder = pretrain.decoder_config(config, variant, config.text.vocab_size)
-    state = train.make_programs(decoder, t, cast(Mesh, mesh), config.eval.curve_points).shape
-    costs = Costs(decoder, state.params, mesh, "gd", config.model.remat)
     split = NamedSharding(mesh, P(None, "data"))
-
-    def call(name: str, given: Any, parts: int, beside: int, times: int) -> Call:
-        batch = jax.ShapeDtypeStruct((parts, t.batch, length + 1), np.int32, sharding=split)
-        estimate = costs.of(name, (given, batch))
-        return Call(name, variant, (given, batch), None, beside, times * runs, estimate)
-
-    yield call("step", state, t.accumulate, 0, t.steps)
-    count = max(1, config.eval.tokens // (t.batch * length))
-    times = 6 + config.eval.curve_points // 8  # of other lengths too
-    yield call("evaluate", state.params, count, device_bytes(state.optimizer), times)
+    parts = max(1, config.eval.tokens // (t.batch * length))  # of what losses are measured on
+    given, held = (
+        jax.ShapeDtypeStruct((count, t.batch, length + 1), np.int32, sharding=split)
+        for count in (t.accumulate, parts)
+    )
+    steps = t.steps * len(config.seeds)
+    times = len(config.seeds) * (6 + config.eval.curve_points // 8)  # of other lengths too
+    for variant in pretrain.split(config.variants):
+        decoder = pretrain.decoder_config(config, variant, config.text.vocab_size)
+        state = train.make_programs(decoder, t, cast(Mesh, mesh), config.eval.curve_points).shape
+        costs = Costs(decoder, state.params, mesh, "gd", config.model.remat)
+        cost = costs.step(t.accumulate, t.batch, length)
+        yield Call("step", variant, (state, given), None, 0, steps, cost)
+        moments, cost = device_bytes(state.optimizer), costs.evaluate(parts, t.batch, length)
+        yield Call("evaluate", variant, (state.params, held), None, moments, times, cost)

@@ -95,7 +95,7 @@ class Checked:
     def calls(self, mesh: Mesh | AbstractMesh, memory: int) -> list[Call]:
         """The job's programs on a mesh; raises a UserError where the mesh does not divide it."""
         if self.decoder is None or self.job is None:
-            return train_calls(self.config, mesh)
+            return list(train_calls(self.config, mesh))
         return compare_calls(self.config, self.decoder, self.job, mesh, memory)
 
     def programs(self, mesh: Mesh, variant: str) -> programs.Programs | train.Programs:
@@ -166,18 +166,13 @@ def examine(checked: Checked, topology: Topology, options: Options) -> Report:
             f"no mesh of {topology.name} divides the model; give another --topology, or "
             "--config.mesh.model"
         )
-    smallest = asked if asked.fits else None
-    for candidate in hardware.sizes_of(topology):
-        if asked.fits and candidate.size >= topology.size:
-            break
-        if not asked.fits and candidate.size <= topology.size:
-            continue
-        free = dataclasses.replace(options, model_axis=0)
-        found = best_mesh(checked, candidate, free, only_if_fits=True)
-        if found is not None:
-            smallest = found
-            break
-    return Report(asked, smallest)
+    smaller = [t for t in hardware.sizes_of(topology) if t.size < topology.size]
+    larger = [t for t in hardware.sizes_of(topology) if t.size > topology.size]
+    free = dataclasses.replace(options, model_axis=0)
+    for candidate in smaller if asked.fits else larger:
+        if found := best_mesh(checked, candidate, free, only_if_fits=True):
+            return Report(asked, found)
+    return Report(asked, asked if asked.fits else None)
 
 
 def best_mesh(
@@ -229,25 +224,16 @@ def _held(guess: Verdict) -> float:
     return max(row.total - row.temporaries for row in guess.rows)
 
 
-def mesh_sizes(checked: Checked, topology: Topology, model: int) -> tuple[int, int]:
-    """(data, model) on a topology; raises a UserError where that is too many."""
-    given = checked.config.mesh.data
-    data = topology.size // model if given == -1 or topology.size < given * model else given
-    if data < 1:
-        raise UserError(
-            f"mesh.model={model} is more than the {topology.size} chips of {topology.name}"
-        )
-    return data, model
-
-
 def from_shapes(checked: Checked, topology: Topology, model: int) -> Verdict:
     """The verdict from closed forms alone; raises a UserError where the mesh does not divide."""
-    data, model = mesh_sizes(checked, topology, model)
+    given, size = checked.config.mesh.data, topology.size
+    data = size // model if given == -1 or size < given * model else given
+    if data < 1:
+        raise UserError(f"mesh.model={model} is more than the {size} chips of {topology.name}")
     mesh = AbstractMesh((data, model), ("data", "model"))
     calls = checked.calls(mesh, topology.chip.memory)
-    return Verdict(
-        topology, data, model, [estimated_row(call, topology, data * model) for call in calls]
-    )
+    rows = [estimated_row(call, topology, data * model) for call in calls]
+    return Verdict(topology, data, model, rows)
 
 
 def measured(

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from icljax.comparison.finetune import Finetuned, Learned, kv_params_of
+from icljax.comparison.finetune import Learned, kv_params_of
 from icljax.comparison.forward import LOGITS_AT_ONCE
 from icljax.comparison.programs import SeedTokens
-from icljax.data.prompts import Demonstrations, Queries
-from icljax.experiments.train import TrainState
+from icljax.data.prompts import Queries
 from icljax.models.decoder import DecoderConfig, State
 from icljax.types import Array, Params
 
@@ -48,7 +47,7 @@ def device_bytes(tree: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Costs of one decoder's programs: a method for each, of the same arguments.
+    """Costs of one decoder's programs, a method for each; only `pick` and `stack` cost nothing.
 
     Attributes:
         params: shapes with their shardings.
@@ -61,91 +60,59 @@ class Costs:
     method: str
     remat: bool
 
-    def of(self, program: str, arguments: tuple[Any, ...]) -> Estimate:
-        """The estimate of one call of a program."""
-        estimate: Estimate = getattr(self, program)(*arguments)
-        return estimate
-
-    def encode(self, params: Params, tokens: Array, valid: Array) -> Estimate:
+    def encode(self, prompts: int, context: int) -> Estimate:
         """Every device of the data axis encodes all prompts, one after the other."""
-        prompts, context = tokens.shape
         flops = prompts * self._layers(context, context) * self._data
         working = self._working_set(context, context, 0)
         return Estimate(flops, working, prompts, *self._sent(context, prompts))
 
-    def update(self, states: State, columns: Array, compared: Array) -> Estimate:
+    def update(self, prompts: int, compared: int) -> Estimate:
         """The sum of v k^T, on every device of the data axis."""
-        c, (prompts, tokens) = self.decoder, columns.shape
-        flops = 2.0 * prompts * tokens * c.num_layers * c.num_kv_heads * c.head_width**2
-        keys = 8.0 * tokens * c.num_layers * c.num_kv_heads * c.head_width
+        c = self.decoder
+        flops = 2.0 * prompts * compared * c.num_layers * c.num_kv_heads * c.head_width**2
+        keys = 8.0 * compared * c.num_layers * c.num_kv_heads * c.head_width
         return Estimate(flops * self._data, 2 * keys / self._model)
 
-    def finetune(self, params: Params, rates: Array, runs: Demonstrations) -> Estimate:
+    def finetune(self, runs: int, steps: int, tokens: int, learned: Learned) -> Estimate:
         """Forward, the gradient of activations, and that of key and value projections alone.
 
         Layer by layer, every layer is read out, and nothing of the others is kept.
         """
-        count, steps, tokens = runs.train.shape
-        by_layer = self.method != "gd"
-        c, local = self.decoder, count / self._data
+        c, local, by_layer = self.decoder, runs / self._data, self.method != "gd"
         forward = self._layers(tokens, tokens)
-        trained = sum(x.size for x in jax.tree.leaves(kv_params_of(params)))
+        trained = sum(x.size for x in jax.tree.leaves(kv_params_of(self.params)))
         attention = 4 * tokens * tokens * self._inner * c.num_layers
         logits = self._logits(tokens) * (c.num_layers if by_layer else 1)
         backward = forward + attention + 2 * tokens * trained + logits
         step = forward * (2 if self.remat else 1) + backward + logits
         kept = tokens * (1 if by_layer else c.num_layers) * self._kept_of_layer
-        queries = 4 * c.num_layers * runs.columns.shape[1] * self._inner // self._model
-        outputs = count // self._data * (device_bytes(kv_params_of(params)) + queries)
+        outputs = device_bytes(learned)
         working = local * (4 * kept + 12 * tokens * c.vocab_size) + 2 * outputs
-        sent = self._sent(local * tokens, 2 * steps)
         # A step reads the leaves forward and backward, and writes and reads gradient and leaves.
-        leaves = 6 * steps * outputs / device_bytes(params)
-        return Estimate(count * steps * step, working, 2 * steps + leaves, *sent)
+        passes = 2 * steps + 6 * steps * outputs / device_bytes(self.params)
+        return Estimate(
+            runs * steps * step, working, passes, *self._sent(local * tokens, 2 * steps)
+        )
 
-    def pick(self, finetuned: Finetuned, index: Array) -> Estimate:
-        """Only moves what it is given."""
-        return Estimate()
-
-    def stack(self, runs: list[Learned]) -> Estimate:
-        """Only moves what it is given."""
-        return Estimate()
-
-    def score(
-        self,
-        params: Params,
-        seeds: SeedTokens,
-        which: Array,
-        numbers: Array,
-        learned: Learned,
-        queries: Queries,
-    ) -> Estimate:
+    def score(self, runs: int, shares: int, seeds: SeedTokens, queries: Queries) -> Estimate:
         """Finetuned runs on one batch of queries, one after the other, and their seeds' ICL."""
-        runs, shares = learned.queries.shape[0], which.shape[0]
-        context = seeds.state.valid.shape[1]
+        context, compared = seeds.state.valid.shape[1], seeds.columns.shape[1]
         flops, working = self._read(queries, 1)
         icl, _ = self._read(queries, context)
-        metrics, records = self._metrics(queries, context, seeds.columns.shape[1])
+        metrics, records = self._metrics(queries, context, compared)
         total = (runs + self._data) * flops + shares * icl + runs * metrics
         passes = 1 + (runs + shares) / self._data
         sent = self._sent(queries.tokens.size, passes)
         return Estimate(total, working + records, passes, *sent)
 
-    def score_states(self, params: Params, states: State, queries: Queries) -> Estimate:
+    def score_states(self, states: State, queries: Queries) -> Estimate:
         """In-context alone."""
         (prompts, context), local = states.valid.shape, self._local(queries)
         flops, working = self._read(local, context)
         sent = self._sent(local.tokens.size, prompts)
         return Estimate(prompts * flops * self._data, working, prompts, *sent)
 
-    def compare(
-        self,
-        params: Params,
-        seeds: SeedTokens,
-        learned: Learned,
-        queries: Queries,
-        numbers: Array,
-    ) -> Estimate:
+    def compare(self, seeds: SeedTokens, queries: Queries) -> Estimate:
         """Zero-shot once, in-context and finetuned for every seed, and the metrics between them."""
         (prompts, context), local = seeds.state.valid.shape, self._local(queries)
         icl, working = self._read(local, context)
@@ -156,12 +123,10 @@ class Costs:
         sent = self._sent(local.tokens.size, passes)
         return Estimate(flops * self._data, working + records, passes, *sent)
 
-    def step(self, state: TrainState, batch: Array) -> Estimate:
+    def step(self, parts: int, batch: int, length: int) -> Estimate:
         """Forward and backward of all parameters, and their gradient."""
-        parts, sequences, length = batch.shape[0], batch.shape[1], batch.shape[2] - 1
-        c, local = self.decoder, sequences // self._data
-        layers = sequences * self._layers(length, length)
-        logits = sequences * self._logits(length)
+        c, local = self.decoder, batch // self._data
+        layers, logits = batch * self._layers(length, length), batch * self._logits(length)
         kept = local * length * c.num_layers * self._kept_of_layer
         working = self._item * kept + self._working_set(local * length, length, local * length)
         sent, count = self._sent(local * length, 2 * parts)
@@ -171,13 +136,12 @@ class Costs:
         flops = parts * (layers * (4 if self.remat else 3) + 3 * logits)
         return Estimate(flops, working + 2 * gradient, 3 * parts, sent, count)
 
-    def evaluate(self, params: Params, batches: Array) -> Estimate:
+    def evaluate(self, batches: int, batch: int, length: int) -> Estimate:
         """Losses alone."""
-        count, sequences, length = batches.shape[0], batches.shape[1], batches.shape[2] - 1
-        local = sequences // self._data
-        forward = sequences * (self._layers(length, length) + self._logits(length))
+        local = batch // self._data
+        forward = batch * (self._layers(length, length) + self._logits(length))
         working = self._working_set(local * length, length, local * length)
-        return Estimate(count * forward, working, count, *self._sent(local * length, count))
+        return Estimate(batches * forward, working, batches, *self._sent(local * length, batches))
 
     @property
     def _data(self) -> int:

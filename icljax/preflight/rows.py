@@ -96,10 +96,6 @@ class Report:
     smallest: Verdict | None
 
 
-def _row_name(call: Call) -> str:
-    return f"{call.variant}: {call.name}" if call.variant else call.name
-
-
 def estimated_row(call: Call, topology: Topology, devices: int) -> Row:
     """A row without a compiler: what is computed twice, or padded, it does not know."""
     cost, chip = call.estimate, topology.chip
@@ -107,7 +103,7 @@ def estimated_row(call: Call, topology: Topology, devices: int) -> Row:
     flops = cost.flops / devices
     moved = cost.passes * device_bytes(call.arguments[0]) + outputs + 2 * cost.temporaries
     return Row(
-        _row_name(call),
+        f"{call.variant}: {call.name}" if call.variant else call.name,
         call.times,
         False,
         arguments,

@@ -1,8 +1,7 @@
 """The answer as tables, sentences and JSON."""
 
 import dataclasses
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -45,45 +44,41 @@ def _title(verdict: Verdict, what: str) -> str:
     return f"{what} on {verdict.topology.name}, {mesh}, {how}"
 
 
-def _memory_table(verdict: Verdict) -> Table:
-    limit = verdict.topology.chip.memory
-    title = _title(verdict, f"GiB a chip, of {limit / 2**30:.2f},")
+def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
     table = Table("program", title=title)
-    for name in ("arguments", "temporaries", "outputs", "held beside", "total", "share", "fits"):
+    for name in columns:
         table.add_column(name, justify="right")
-    for row in verdict.rows:
-        parts = (row.arguments, row.temporaries, row.outputs, row.beside, row.total)
-        table.add_row(
-            row.name + ("" if row.compiled == verdict.compiled else "*"),
-            *(f"{x / 2**30:.2f}" for x in parts),
-            f"{row.total / limit:.0%}",
-            "yes" if row.total <= limit else "NO",
-        )
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
+def _memory_table(verdict: Verdict) -> Table:
+    limit = verdict.topology.chip.memory
+    columns = ("arguments", "temporaries", "outputs", "held beside", "total", "share", "fits")
+    rows = (
+        (
+            row.name + ("" if row.compiled == verdict.compiled else "*"),
+            *(f"{x / 2**30:.2f}" for x in (row.arguments, row.temporaries, row.outputs)),
+            *(f"{x / 2**30:.2f}" for x in (row.beside, row.total)),
+            f"{row.total / limit:.0%}",
+            "yes" if row.total <= limit else "NO",
+        )
+        for row in verdict.rows
+    )
+    return _table(_title(verdict, f"GiB a chip, of {limit / 2**30:.2f},"), columns, rows)
+
+
 def _work_table(verdict: Verdict) -> Table:
-    table = Table("program", title=_title(verdict, "Work of one call"))
+    done = ("TFLOP a chip", "all chips", "/ closed form", "GB moved a chip")
+    columns = (*done, "collectives", "MB sent a chip", "seconds", "calls", "seconds in all")
     devices = verdict.data * verdict.model
-    for name in (
-        "TFLOP a chip",
-        "all chips",
-        "/ closed form",
-        "GB moved a chip",
-        "collectives",
-        "MB sent a chip",
-        "seconds",
-        "calls",
-        "seconds in all",
-    ):
-        table.add_column(name, justify="right")
-    for row in verdict.rows:
-        ratio = row.flops / row.expected_flops if row.expected_flops else math.nan
-        table.add_row(
+    rows = (
+        (
             row.name,
             f"{row.flops / 1e12:.3g}",
             f"{row.flops * devices / 1e12:.3g}",
-            f"{ratio:.2f}" if math.isfinite(ratio) else "",
+            f"{row.flops / row.expected_flops:.2f}" if row.expected_flops else "",
             f"{row.moved / 1e9:.3g}",
             str(sum(n for _, n, _, _ in row.collectives)),
             f"{row.sent / 1e6:.3g}",
@@ -91,7 +86,9 @@ def _work_table(verdict: Verdict) -> Table:
             str(row.calls),
             f"{row.seconds * row.calls:.2g}",
         )
-    return table
+        for row in verdict.rows
+    )
+    return _table(_title(verdict, "Work of one call"), columns, rows)
 
 
 def _collective_table(verdict: Verdict) -> Table:
@@ -135,12 +132,9 @@ def _summary(report: Report) -> Iterator[str]:
             f"Smallest that fits: {smallest.topology.name} with "
             f"--config.mesh.model={smallest.model}{how}, about {duration(smallest.seconds)}."
         )
-    held = [row for row in asked.rows if row.name.startswith("control")]
-    if (
-        not asked.fits
-        and held
-        and all(row.total <= asked.topology.chip.memory for row in asked.rows if row not in held)
-    ):
+    limit = asked.topology.chip.memory
+    too_large = [row.name for row in asked.rows if row.total > limit]
+    if too_large and all(name.startswith("control") for name in too_large):
         yield "Without the controls it fits: --config.controls.names=()."
     yield (
         f"Assumed: {MATRIX_SHARE:.0%} of the matrix rate, {MEMORY_SHARE:.0%} of the memory's and "
@@ -154,16 +148,15 @@ def as_json(report: Report) -> dict[str, Any]:
     """Everything, as JSON has it."""
 
     def verdict(v: Verdict) -> dict[str, Any]:
-        summary = {"fits": v.fits, "bytes": v.needed, "seconds": v.seconds, "compiled": v.compiled}
-        mesh = {"data": v.data, "model": v.model}
-        rows = [dataclasses.asdict(row) | {"total": row.total} for row in v.rows]
-        memory = v.topology.chip.memory
         return {
             "topology": v.topology.name,
-            "memory": memory,
-            "mesh": mesh,
-            **summary,
-            "programs": rows,
+            "memory": v.topology.chip.memory,
+            "mesh": {"data": v.data, "model": v.model},
+            "fits": v.fits,
+            "bytes": v.needed,
+            "seconds": v.seconds,
+            "compiled": v.compiled,
+            "programs": [dataclasses.asdict(row) | {"total": row.total} for row in v.rows],
         }
 
     smallest = None if report.smallest is None else verdict(report.smallest)
