@@ -5,7 +5,7 @@
 
 SST-2's lengths (icljax/preflight/lengths.py), made-up tokens: neither data nor checkpoint is
 needed. Each program runs twice; the second time is reported, then multiplied by its calls in the
-whole job. FLOPs are the closed form that preflight holds against the compiled program.
+whole inputs. FLOPs are the closed form that preflight holds against the compiled program.
 """
 
 import argparse
@@ -67,27 +67,29 @@ def main() -> None:
     decoder = decoder_config(ARCHITECTURES[args.model], args.model)
     decoder = dataclasses.replace(decoder, dtype=compare.compute_dtype(config))
     mesh = sharding.make_mesh(-1, 1)
-    job = lengths.make_job(config, decoder, lengths.lengths(config, 0, 0, 0))
+    inputs = lengths.make_inputs(config, decoder, lengths.lengths(config, 0, 0, 0))
     chip = {**hardware.TPUS, **hardware.GPUS}.get(args.chip)
     memory = chip.memory if chip else 4 << 30
-    calls = calls_lib.compare_calls(config, decoder, job, mesh, memory)
+    calls = calls_lib.compare_calls(config, decoder, inputs, mesh, memory)
     of = {call.name: call for call in calls}
-    programs_ = programs.make_programs(decoder, config, job.encoder.bos, args.demonstrations, mesh)
+    programs_ = programs.make_programs(
+        decoder, config, inputs.encoder.bos, args.demonstrations, mesh
+    )
     params, seconds = random_params(decoder, mesh), {}
 
     at_once = of["finetune"].arguments[1].shape[0]
-    drawn = jax.tree.map(lambda x: np.resize(x, (at_once, *x.shape[1:])), job.demonstrations)
+    drawn = jax.tree.map(lambda x: np.resize(x, (at_once, *x.shape[1:])), inputs.demonstrations)
     given = sharding.put((np.full(at_once, 1e-3, np.float32), drawn), mesh, DATA)
     finetuned, seconds["finetune"] = timed(programs_.finetune, params, *given)
     rates = len(config.finetune.learning_rates)
     runs = [(run // rates, run % rates) for run in range(at_once)]
-    read = grid.reader(Subject(programs_, params, job.demonstrations), runs, finetuned, rates)
-    batch = sharding.put(jax.tree.map(lambda x: x[0], job.selection), mesh)
+    read = grid.reader(Subject(programs_, params, inputs.demonstrations), runs, finetuned, rates)
+    batch = sharding.put(jax.tree.map(lambda x: x[0], inputs.selection), mesh)
     _, seconds["score"] = timed(read, batch)
     one, seconds["pick"] = timed(programs_.pick, finetuned, np.int32(0))
     del finetuned, read
     together = of["compare"].arguments[-1].shape[0]
-    some = jax.tree.map(lambda x: x[:together], job.demonstrations)
+    some = jax.tree.map(lambda x: x[:together], inputs.demonstrations)
     states, seconds["encode"] = timed(
         programs_.encode, params, *sharding.put((some.context, some.context_valid), mesh)
     )
@@ -95,7 +97,7 @@ def main() -> None:
     columns, example = sharding.put((some.columns, some.example), mesh)
     update, seconds["update"] = timed(programs_.update, states, columns, example >= 0)
     seeds = programs.SeedTokens(states, columns, example, update)
-    rows = sharding.put(reading.batches(job.evaluation, mesh.shape["data"])[0], mesh, DATA)
+    rows = sharding.put(reading.batches(inputs.evaluation, mesh.shape["data"])[0], mesh, DATA)
     index = sharding.put(np.arange(together), mesh)
     _, seconds["compare"] = timed(programs_.compare, params, seeds, learned, rows, index)
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from icljax.catalog import CONTROLS
 from icljax.comparison.finetune import Finetuned, Learned, kv_params_of
 from icljax.comparison.grid import Chosen, finetune_pieces
-from icljax.comparison.job import Job, control_names
+from icljax.comparison.inputs import Inputs, control_names
 from icljax.comparison.programs import Subject
 from icljax.comparison.reading import Comparison, compare_settings
 from icljax.comparison.store import Run, Store
@@ -77,13 +77,13 @@ class Trained:
     Attributes:
         subject: its weights (shapes where no later control needs them) and demonstrations.
         chosen: its finetuned runs.
-        job: its examples.
+        inputs: its examples.
         queries: the batches that controls read.
     """
 
     subject: Subject
     chosen: Chosen
-    job: Job
+    inputs: Inputs
     queries: Queries
 
 
@@ -136,7 +136,7 @@ def _of_model(trained: Trained, name: str, config: ConfigDict, chunks: Chunks) -
 
 def _of_data(trained: Trained, name: str, config: ConfigDict, chunks: Chunks) -> Compared:
     """Other demonstrations."""
-    demonstrations = named("data control", name, trained.job.changed)
+    demonstrations = named("data control", name, trained.inputs.changed)
     subject = dataclasses.replace(trained.subject, demonstrations=demonstrations)
     return _refinetuned(trained, name, subject, config, chunks)
 

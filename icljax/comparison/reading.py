@@ -28,7 +28,7 @@ class Comparison:
     """What is kept of evaluated examples, NumPy.
 
     Attributes:
-        example: int [N], the examples' place in `Job.labels`.
+        example: int [N], the examples' place in `Inputs.labels`.
         logprob_zsl: [N, Y].
         logprob_icl, logprob_ft: [R, N, Y].
         similarity: Similarity of [R, N, L].

@@ -21,7 +21,7 @@ from icljax import checkpoints, metrics
 from icljax.catalog import CONTROLS, SIMILARITIES
 from icljax.comparison import answers
 from icljax.comparison.grid import Chosen, mean_of_finite
-from icljax.comparison.job import Job
+from icljax.comparison.inputs import Inputs
 from icljax.comparison.reading import Comparison
 from icljax.runtime import workdir
 
@@ -31,7 +31,7 @@ _BALANCED = (
 )
 
 
-def example_arrays(job: Job, comparison: Comparison) -> dict[str, np.ndarray]:
+def example_arrays(job: Inputs, comparison: Comparison) -> dict[str, np.ndarray]:
     """What examples.npz holds: one row an example (second axis where seeds lead)."""
     c = comparison
     return {
@@ -50,7 +50,7 @@ def example_arrays(job: Job, comparison: Comparison) -> dict[str, np.ndarray]:
 def summarize(
     config: ConfigDict,
     checkpoint: checkpoints.Checkpoint,
-    job: Job,
+    job: Inputs,
     chosen: Chosen,
     arrays: dict[str, np.ndarray],
     best_seed: tuple[int, list[float]] | None,
@@ -324,7 +324,7 @@ def series(values: np.ndarray, resamples: Resamples, subset: np.ndarray) -> dict
 
 def _control(
     config: ConfigDict,
-    job: Job,
+    job: Inputs,
     name: str,
     comparison: Comparison,
     reported: dict[str, np.ndarray],
@@ -368,7 +368,7 @@ def _comparable(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def dose_response(config: ConfigDict, job: Job, chosen: Chosen) -> dict[str, Any]:
+def dose_response(config: ConfigDict, job: Inputs, chosen: Chosen) -> dict[str, Any]:
     """What each learning rate gives on the selection examples: accuracy, loss, similarities.
 
     All seeds, whichever are reported. Where a seed's run diverged, the mean over seeds is
@@ -409,7 +409,7 @@ def dose_response(config: ConfigDict, job: Job, chosen: Chosen) -> dict[str, Any
 
 
 def _selection(
-    config: ConfigDict, job: Job, chosen: Chosen, best_seed: tuple[int, list[float]] | None
+    config: ConfigDict, job: Inputs, chosen: Chosen, best_seed: tuple[int, list[float]] | None
 ) -> dict[str, Any]:
     rates = config.finetune.learning_rates
     seed = None

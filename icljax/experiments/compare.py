@@ -15,8 +15,7 @@ from icljax import checkpoints
 from icljax.attention import mixing
 from icljax.comparison import answers, controls, results
 from icljax.comparison.grid import Chosen, finetune_grid
-from icljax.comparison.job import Job, control_names, prepare
-from icljax.comparison.job import fingerprint as job_fingerprint
+from icljax.comparison.inputs import Inputs, control_names, fingerprint, prepare
 from icljax.comparison.memory import committed_seeds_at_once
 from icljax.comparison.programs import Programs, Subject, encode_demonstrations, make_programs
 from icljax.comparison.reading import Comparison, compare_settings, read_all, seed_groups
@@ -51,9 +50,9 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
         with stages.stage("model", "model (fetched and converted once)", 1) as bar:
             checkpoint = checkpoints.open_checkpoint(config.model, bar.at)
         with stages.stage("prompts", "data and prompts", 1):
-            job = prepare(config, checkpoint, stages.note)
-        if job.dataset.stand_in:
-            stages.note(job.dataset.stand_in, style="bold white on red")
+            inputs = prepare(config, checkpoint, stages.note)
+        if inputs.dataset.stand_in:
+            stages.note(inputs.dataset.stand_in, style="bold white on red")
         kinds = mixing.parse_kinds(config.attention) or checkpoint.config.attention
         decoder = dataclasses.replace(
             checkpoint.config,
@@ -61,11 +60,11 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
             attention=kinds,
             implementation=config.attention.implementation,
         )
-        chunks = Chunks(path, identity(config, checkpoint, job, mesh), stages.note)
+        chunks = Chunks(path, identity(config, checkpoint, inputs, mesh), stages.note)
         if len(chunks):
             stages.note(f"Going on after {len(chunks)} committed chunks in {path}.")
-        num_demonstrations = job.demonstrations.train.shape[1]
-        programs = make_programs(decoder, config, job.encoder.bos, num_demonstrations, mesh)
+        num_demonstrations = inputs.demonstrations.train.shape[1]
+        programs = make_programs(decoder, config, inputs.encoder.bos, num_demonstrations, mesh)
 
         def load() -> Params:
             where = sharding.shardings(shapes(decoder), mesh)
@@ -73,16 +72,16 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
             seed = config.metrics.seed
             return controls.reinitialize(params, config.weights, programs.initialize, seed)
 
-        measured = measure(programs, load, job, config, chunks, stages)
-        left_out = leave_out_undefined(job, measured.controls, config)
+        measured = measure(programs, load, inputs, config, chunks, stages)
+        left_out = leave_out_undefined(inputs, measured.controls, config)
         for line in left_out:
             stages.note(line, style="bold")
         with stages.stage("report", "statistics, report and figures", 1):
-            arrays = results.example_arrays(job, measured.comparison)
+            arrays = results.example_arrays(inputs, measured.comparison)
             summary = results.summarize(
                 config,
                 checkpoint,
-                job,
+                inputs,
                 measured.chosen,
                 arrays,
                 measured.best_seed,
@@ -121,7 +120,7 @@ class Measured:
 def measure(
     programs: Programs,
     load: Callable[[], Params],
-    job: Job,
+    inputs: Inputs,
     config: ConfigDict,
     chunks: Chunks,
     stages: Stages,
@@ -135,24 +134,24 @@ def measure(
         UserError: for numbers that are not finite.
     """
     with stages.stage("weights", "weights", 1):
-        subject = Subject(programs, load(), job.demonstrations)
+        subject = Subject(programs, load(), inputs.demonstrations)
     num_runs = len(config.seeds) * len(config.finetune.learning_rates)
     title = f"finetune {num_runs} runs, select rates"
     with stages.stage("finetune", title, num_runs) as advance:
-        selection = (job.selection, job.selection_labels)
+        selection = (inputs.selection, inputs.selection_labels)
         chosen = finetune_grid(subject, *selection, config, chunks, advance)
-    total = len(job.labels) * len(config.seeds)
+    total = len(inputs.labels) * len(config.seeds)
     with stages.stage("compare", "ZSL, ICL, FT and metrics", total) as advance:
         comparison = compare_settings(
-            subject, chosen.learned, job.evaluation, chunks, "compare", advance
+            subject, chosen.learned, inputs.evaluation, chunks, "compare", advance
         )
-        check_defined(job, comparison, config)
-        best_seed = select_seed(subject, job, comparison, chunks, config)
+        check_defined(inputs, comparison, config)
+        best_seed = select_seed(subject, inputs, comparison, chunks, config)
     compared: dict[str, Comparison] = {}
     if names := control_names(config):
-        queries = controls.first_batches(job.evaluation, config.controls.num_examples)
+        queries = controls.first_batches(inputs.evaluation, config.controls.num_examples)
         total = len(names) * int(np.sum(queries.example >= 0)) * len(config.seeds)
-        trained = controls.Trained(subject, chosen, job, queries)
+        trained = controls.Trained(subject, chosen, inputs, queries)
         with stages.stage("controls", "the same on controls", total) as advance:
             rest = (config, chunks, advance)
             compared = controls.compare(trained, ("data", "update"), *rest)
@@ -169,12 +168,12 @@ def shapes(decoder: DecoderConfig) -> Params:
 
 
 def identity(
-    config: ConfigDict, checkpoint: checkpoints.Checkpoint, job: Job, mesh: jax.sharding.Mesh
+    config: ConfigDict, checkpoint: checkpoints.Checkpoint, inputs: Inputs, mesh: jax.sharding.Mesh
 ) -> dict[str, Any]:
     """What a job's numbers depend on beside its config; the same on every host."""
     files = {
         "model files": checkpoints.fingerprint(checkpoint.folder),
-        "data and prompts": job_fingerprint(job),
+        "data and prompts": fingerprint(inputs),
     }
     for what, value in files.items():
         processes.check_same(what, value)
@@ -193,9 +192,9 @@ def compute_dtype(config: ConfigDict) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def check_defined(job: Job, comparison: Comparison, config: ConfigDict) -> None:
+def check_defined(inputs: Inputs, comparison: Comparison, config: ConfigDict) -> None:
     """Raises a UserError that names an example, where any setting has no number to count."""
-    names = [job.names[i] for i in comparison.example]
+    names = [inputs.names[i] for i in comparison.example]
     causes = {
         "zero-shot": (comparison.logprob_zsl, OVERFLOW),
         "in-context": (comparison.logprob_icl, OVERFLOW),
@@ -209,12 +208,14 @@ def check_defined(job: Job, comparison: Comparison, config: ConfigDict) -> None:
         answers.check(setting, logprob, names, config.seeds, cause)
 
 
-def leave_out_undefined(job: Job, compared: dict[str, Comparison], config: ConfigDict) -> list[str]:
+def leave_out_undefined(
+    inputs: Inputs, compared: dict[str, Comparison], config: ConfigDict
+) -> list[str]:
     """Takes out the controls that have no number somewhere, and says so: the job itself stands."""
     left_out = []
     for name, comparison in list(compared.items()):
         try:
-            check_defined(job, comparison, config)
+            check_defined(inputs, comparison, config)
         except UserError as e:
             left_out.append(f"control {name} is left out: {e}")
             del compared[name]
@@ -222,7 +223,7 @@ def leave_out_undefined(job: Job, compared: dict[str, Comparison], config: Confi
 
 
 def select_seed(
-    subject: Subject, job: Job, comparison: Comparison, chunks: Chunks, config: ConfigDict
+    subject: Subject, inputs: Inputs, comparison: Comparison, chunks: Chunks, config: ConfigDict
 ) -> tuple[int, list[float]] | None:
     """The seed with the best ICL accuracy on the selection examples, and those accuracies."""
     if not config.select_seed:
@@ -232,16 +233,16 @@ def select_seed(
     else:
         at_once = committed_seeds_at_once(subject, chunks, "compare-size")
         groups = seed_groups(len(config.seeds), at_once)
-        logprob = np.concatenate([_read_states(subject, job, group) for group in groups])
+        logprob = np.concatenate([_read_states(subject, inputs, group) for group in groups])
         logprob = logprob[: len(config.seeds)]
-        answers.check("in-context", logprob, job.selection_names, config.seeds, OVERFLOW)
-    accuracy = np.mean(answers.chosen(logprob) == job.selection_labels, -1)
+        answers.check("in-context", logprob, inputs.selection_names, config.seeds, OVERFLOW)
+    accuracy = np.mean(answers.chosen(logprob) == inputs.selection_labels, -1)
     return int(accuracy.argmax()), accuracy.tolist()
 
 
-def _read_states(subject: Subject, job: Job, group: np.ndarray) -> np.ndarray:
+def _read_states(subject: Subject, inputs: Inputs, group: np.ndarray) -> np.ndarray:
     """ICL's answer log-probabilities [seeds, N, Y] on the selection examples."""
     programs, params = subject.programs, subject.params
     states = encode_demonstrations(programs, params, subject.demonstrations, group).state
     score = functools.partial(programs.score_states, params, states)
-    return np.asarray(read_all(score, job.selection, programs.devices, by_row=True))
+    return np.asarray(read_all(score, inputs.selection, programs.devices, by_row=True))

@@ -30,7 +30,7 @@ from rich.text import Text
 from icljax import attention, checkpoints
 from icljax.attention import Kind, Memory, Rates, kernels, mixing
 from icljax.comparison import forward
-from icljax.comparison.job import prepare
+from icljax.comparison.inputs import prepare
 from icljax.errors import UserError
 from icljax.experiments import config as config_lib
 from icljax.experiments.config import check_types, is_count, is_seed, require

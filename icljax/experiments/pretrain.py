@@ -24,7 +24,7 @@ from icljax import checkpoints, metrics
 from icljax.attention import mixing
 from icljax.checkpoints import save
 from icljax.comparison import answers, results
-from icljax.comparison.job import Job, prepare
+from icljax.comparison.inputs import Inputs, prepare
 from icljax.comparison.programs import encode_demonstrations, make_programs
 from icljax.comparison.reading import read_all
 from icljax.data import corpus
@@ -254,7 +254,7 @@ def _tokenizer(name: str) -> Tokenizer | None:
     return None if name == "bpe" else checkpoints.open_checkpoint(name).tokenizer
 
 
-def _prepare_tasks(config: ConfigDict, text: Corpus, stages: Stages) -> dict[str, Job]:
+def _prepare_tasks(config: ConfigDict, text: Corpus, stages: Stages) -> dict[str, Inputs]:
     """The classification tasks, laid out for models with this tokenizer and context."""
     decoder = decoder_config(config, split(config.variants)[0], corpus.num_ids(text.tokenizer))
     like = checkpoints.Checkpoint("", Path(), decoder, text.tokenizer, text.end, text.end)
@@ -281,7 +281,7 @@ def _variant_runs(
     text: Corpus,
     variant: str,
     mesh: Mesh,
-    jobs: dict[str, Job],
+    jobs: dict[str, Inputs],
     bar: Bar,
 ) -> list[dict[str, Any]]:
     """The results of one variant's seeds; those that `path` holds are read, not trained again."""
@@ -387,7 +387,7 @@ def _measure(
     }
 
 
-def _reader(decoder: DecoderConfig, job: Job, mesh: Mesh) -> Callable[[Params], Any]:
+def _reader(decoder: DecoderConfig, job: Inputs, mesh: Mesh) -> Callable[[Params], Any]:
     """A function from parameters to accuracies of ZSL and ICL, raw and batch-calibrated.
 
     Each is a list, one number a draw of demonstrations.

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from icljax.attention.mixing import LEARNABLE
 from icljax.comparison.finetune import Finetuned, Learned, kv_params_of
-from icljax.comparison.job import Job
+from icljax.comparison.inputs import Inputs
 from icljax.comparison.pairs import Similarity
 from icljax.comparison.programs import TRAINING_QUERIES, Devices, Programs
 from icljax.data.prompts import Demonstrations, Queries
@@ -55,7 +55,7 @@ class Call:
 
 
 def compare_calls(
-    config: ConfigDict, decoder: DecoderConfig, job: Job, mesh: AnyMesh, memory: int
+    config: ConfigDict, decoder: DecoderConfig, inputs: Inputs, mesh: AnyMesh, memory: int
 ) -> list[Call]:
     """Every program of a comparison, in the order in which the job runs them.
 
@@ -68,7 +68,7 @@ def compare_calls(
     shapes = parameters(decoder, mesh)
     costs = Costs(decoder, shapes, mesh, config.finetune.method, config.finetune.remat)
     recorder = Recorder(costs, memory)
-    rest = (job, config, _Unkept(recorder), _Stages(recorder))
+    rest = (inputs, config, _Unkept(recorder), _Stages(recorder))
     compare.measure(recorder.programs(), lambda: recorder.like(shapes), *rest)
     return list(recorder.calls.values())
 

@@ -36,7 +36,7 @@ from icljax import checkpoints
 from icljax import main as main_lib
 from icljax.attention import mixing
 from icljax.comparison import programs
-from icljax.comparison.job import Job, make_encoder
+from icljax.comparison.inputs import Inputs, make_encoder
 from icljax.data import tasks
 from icljax.errors import UserError
 from icljax.experiments import config as config_lib
@@ -47,14 +47,14 @@ from icljax.models.decoder import DecoderConfig
 from icljax.preflight import hardware, tables
 from icljax.preflight.calls import Call, compare_calls, train_calls
 from icljax.preflight.hardware import Topology
-from icljax.preflight.lengths import lengths, make_job
+from icljax.preflight.lengths import lengths, make_inputs
 from icljax.preflight.rows import Report, Row, Verdict, compiled_row, estimated_row
 from icljax.runtime import downloads, sharding, terminal, workdir
 from icljax.runtime.terminal import Console
 
 _DOUBT = 1.25  # a mesh that needs more than this by its shapes is not compiled
 _WIDTH = 150  # of tables that go to a file
-_TOKENS_PER_BATCH = 4096  # of `job.batch_tokens` on an accelerator
+_TOKENS_PER_BATCH = 4096  # of `inputs.batch_tokens` on an accelerator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,29 +83,29 @@ class Checked:
     """What is checked: a job on an accelerator, without its data.
 
     Attributes:
-        decoder, job: None in training, which has a decoder for each variant.
+        decoder, inputs: None in training, which has a decoder for each variant.
         compiled: rows of programs that were compiled, by all that they depend on.
     """
 
     config: ConfigDict
     decoder: DecoderConfig | None = None
-    job: Job | None = None
+    inputs: Inputs | None = None
     compiled: dict[Any, Row] = dataclasses.field(default_factory=dict)
 
     def calls(self, mesh: Mesh | AbstractMesh, memory: int) -> list[Call]:
         """The job's programs on a mesh; raises a UserError where the mesh does not divide it."""
-        if self.decoder is None or self.job is None:
+        if self.decoder is None or self.inputs is None:
             return list(train_calls(self.config, mesh))
-        return compare_calls(self.config, self.decoder, self.job, mesh, memory)
+        return compare_calls(self.config, self.decoder, self.inputs, mesh, memory)
 
     def programs(self, mesh: Mesh, variant: str) -> programs.Programs | train.Programs:
         """Those programs themselves."""
         c = self.config
-        if self.decoder is None or self.job is None:
+        if self.decoder is None or self.inputs is None:
             decoder = pretrain.decoder_config(c, variant, c.text.vocab_size)
             return train.make_programs(decoder, c.train, mesh, c.eval.curve_points)
-        steps = self.job.demonstrations.train.shape[1]
-        return programs.make_programs(self.decoder, c, self.job.encoder.bos, steps, mesh)
+        steps = self.inputs.demonstrations.train.shape[1]
+        return programs.make_programs(self.decoder, c, self.inputs.encoder.bos, steps, mesh)
 
 
 def make_checked(config: ConfigDict, options: Options) -> Checked:
@@ -132,7 +132,7 @@ def make_checked(config: ConfigDict, options: Options) -> Checked:
         implementation=config.attention.implementation,
     )
     tokens = lengths(config, options.demonstration_tokens, options.query_tokens, options.examples)
-    return Checked(config, decoder, make_job(config, decoder, tokens))
+    return Checked(config, decoder, make_inputs(config, decoder, tokens))
 
 
 def model_decoder(config: ConfigDict) -> DecoderConfig:

@@ -4,14 +4,13 @@ Shape glossary: as in icljax/data/prompts.py; R seeds.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from icljax.catalog import CONTROLS
-from icljax.comparison.job import Job, context_limit
+from icljax.comparison.inputs import Inputs, fitter, pack
 from icljax.data import prompts
 from icljax.errors import UserError
 from icljax.models.decoder import DecoderConfig
@@ -77,7 +76,7 @@ def spread(quantiles: Sequence[int], count: int) -> list[int]:
     return [int(x) for x in np.round(np.interp(places, QUANTILES, quantiles))]
 
 
-def make_job(config: ConfigDict, decoder: DecoderConfig, tokens: Lengths) -> Job:
+def make_inputs(config: ConfigDict, decoder: DecoderConfig, tokens: Lengths) -> Inputs:
     """Lays out made-up prompts of these lengths, by the job's own code.
 
     Raises:
@@ -95,28 +94,20 @@ def make_job(config: ConfigDict, decoder: DecoderConfig, tokens: Lengths) -> Job
     if config.selection.split == "train":
         wanted = spread(tokens.demonstrations, config.selection.num_examples)
         selection = [prompts.Query([0] * n, answers) for n in wanted]
-    limit = context_limit(config, decoder)
-    reserved = prompts.longest_query(queries + selection, config.record_position)
-    of_seeds = [[[0] * n for n in drawn[seed::seeds]] for seed in range(seeds)]
-    fitting = [prompts.fit(seed, encoder, reserved, limit) for seed in of_seeds]
+    fit = fitter(config, decoder, encoder, queries + selection)
+    fitting = [fit([[0] * n for n in drawn[seed::seeds]]) for seed in range(seeds)]
     demonstrations = prompts.build_demonstrations(fitting, encoder)
-    pack = functools.partial(
-        prompts.pack,
-        tokens_per_batch=config.eval.tokens_per_batch,
-        score=config.prompt.score,
-        position=config.record_position,
-    )
     changed = [name for name, control in CONTROLS.items() if control.kind == "data"]
-    return Job(
+    return Inputs(
         dataset=None,  # type: ignore[arg-type]
         encoder=encoder,
         demonstrations=demonstrations,
         changed=dict.fromkeys(changed, demonstrations),
         used=[len(seed) for seed in fitting],
-        selection=pack(selection),
+        selection=pack(config, selection),
         selection_labels=np.zeros(len(selection), np.int32),
         selection_names=[""] * len(selection),
-        evaluation=pack(queries),
+        evaluation=pack(config, queries),
         labels=np.zeros(len(queries), np.int32),
         names=[""] * len(queries),
         rows=np.arange(len(queries)),

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from icljax import checkpoints
-from icljax.comparison import forward, job
+from icljax.comparison import forward, inputs
 from icljax.experiments import config as config_lib
 from icljax.models.decoder import Decoder
 from tests.conftest import WORDS
@@ -91,7 +91,7 @@ def our_scores(prepared, model, params, in_context):
 def compare(config, folder, peer, in_context):
     """Returns the share of equal choices, the peer's accuracy and the largest difference."""
     checkpoint = checkpoints.open_checkpoint(config.model)
-    prepared = job.prepare(config, checkpoint, print)
+    prepared = inputs.prepare(config, checkpoint, print)
     model = Decoder(checkpoint.config)
     params = checkpoints.load_params(checkpoint.folder, model.config)
     ours = our_scores(prepared, model, params, in_context)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from icljax import catalog, checkpoints
-from icljax.comparison import controls, finetune, grid, job, memory, programs, reading
+from icljax.comparison import changes, controls, finetune, grid, inputs, memory, programs, reading
 from icljax.data import tasks
 from icljax.errors import UserError
 from icljax.experiments import config
@@ -24,7 +24,7 @@ def started(tiny_folder, reviews, tmp_path_factory):
         **{"seeds": (1, 2, 3), "finetune.runs_at_once": 2, "controls.names": ("all",)},
     )
     checkpoint = checkpoints.open_checkpoint(cfg.model)
-    prepared = job.prepare(cfg, checkpoint, lambda _: None)
+    prepared = inputs.prepare(cfg, checkpoint, lambda _: None)
     params = checkpoints.load_params(checkpoint.folder, checkpoint.config)
     mesh = sharding.make_mesh(1, 1)
     made = programs.make_programs(checkpoint.config, cfg, prepared.encoder.bos, 4, mesh)
@@ -39,7 +39,7 @@ def started(tiny_folder, reviews, tmp_path_factory):
 def compared(started, learned):
     """The chosen runs, or others, on the selection examples."""
     trained = started[2]
-    rest = (trained.job.selection, Uncommitted(), "test", lambda _: None)
+    rest = (trained.inputs.selection, Uncommitted(), "test", lambda _: None)
     return reading.compare_settings(trained.subject, learned, *rest)
 
 
@@ -48,7 +48,7 @@ def test_the_grid_keeps_what_a_comparison_of_the_chosen_run_gives(started):
     chosen = started[2].chosen
     same = compared(started, chosen.learned)
     at = np.arange(3), chosen.rate_index
-    right = same.logprob_ft.argmax(-1) == started[2].job.selection_labels
+    right = same.logprob_ft.argmax(-1) == started[2].inputs.selection_labels
     np.testing.assert_array_equal(chosen.dose.correct[at], right)
     for name, values in same.similarity._asdict().items():
         values = values.mean(-1) if values.ndim == 4 else values
@@ -88,9 +88,9 @@ def test_a_perturbation_is_as_large_as_the_update(started):
 
 def test_changed_demonstrations(started):
     trained = started[2]
-    own, changed = trained.job.demonstrations, trained.job.changed
+    own, changed = trained.inputs.demonstrations, trained.inputs.changed
     assert list(changed) == ["permuted_labels", "other_answers", "shuffled_tokens"]
-    negative, positive = (a[0] for a in trained.job.encoder.answers)
+    negative, positive = (a[0] for a in trained.inputs.encoder.answers)
     length = own.train_length
 
     def examples(demonstrations):
@@ -108,7 +108,7 @@ def test_changed_demonstrations(started):
     assert [e[-1] for e in shuffled] == [e[-1] for e in ours]
     assert [sorted(e[1:]) for e in shuffled] == [sorted(e[1:]) for e in ours]
     assert all(a != b for a, b in zip(shuffled, ours, strict=True))
-    others = trained.job.encoder.tokenizer.decode(changed["other_answers"].context[0].tolist())
+    others = trained.inputs.encoder.tokenizer.decode(changed["other_answers"].context[0].tolist())
     assert "World" in others or "Sports" in others
     assert "Sentiment: Positive" not in others
     assert jax.tree.map(np.shape, own) == jax.tree.map(np.shape, changed["other_answers"])
@@ -116,13 +116,13 @@ def test_changed_demonstrations(started):
 
 def test_words_of_another_task():
     own = tasks.get_task("sst5")
-    assert job.other_words(own, "") == tasks.TASKS["trec"].answers  # AG News has too few
-    assert job.other_words(own, "subj") == ("objective", "subjective")
-    assert job.other_words(tasks.get_task("agnews"), "") == tasks.TASKS["trec"].answers
+    assert changes.other_words(own, "") == tasks.TASKS["trec"].answers  # AG News has too few
+    assert changes.other_words(own, "subj") == ("objective", "subjective")
+    assert changes.other_words(tasks.get_task("agnews"), "") == tasks.TASKS["trec"].answers
     with pytest.raises(UserError, match="unknown task"):
-        job.other_words(own, "sts2")
+        changes.other_words(own, "sts2")
     with pytest.raises(UserError, match="multiple choice"):
-        job.other_words(own, "piqa")
+        changes.other_words(own, "piqa")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_words_of_another_task():
 )
 def test_runs_at_once_are_shares_of_seeds(started, runs, seeds, data, expected):
     cfg, _, trained, _ = started
-    one = jax.tree.map(lambda x: np.repeat(x[:1], seeds, 0), trained.job.demonstrations)
+    one = jax.tree.map(lambda x: np.repeat(x[:1], seeds, 0), trained.inputs.demonstrations)
     cfg = cfg.copy_and_resolve_references()
     cfg.finetune.runs_at_once = 4 * data
     at_once = memory.runs_at_once(cfg, trained.subject.params, one, runs, 3 << 30, data)
@@ -143,11 +143,11 @@ def test_runs_at_once_are_shares_of_seeds(started, runs, seeds, data, expected):
 def test_names_of_controls():
     cfg = config.default()
     cfg.controls.names = ("all",)
-    assert job.control_names(cfg) == tuple(catalog.CONTROLS)
+    assert inputs.control_names(cfg) == tuple(catalog.CONTROLS)
     cfg.seeds = (7,)
-    assert "other_seed" not in job.control_names(cfg)
+    assert "other_seed" not in inputs.control_names(cfg)
     cfg.controls.names = ("perturbation", "untrained", "perturbation")
-    assert job.control_names(cfg) == ("untrained", "perturbation")
+    assert inputs.control_names(cfg) == ("untrained", "perturbation")
 
 
 def test_every_control_has_its_own_computation():
@@ -156,7 +156,7 @@ def test_every_control_has_its_own_computation():
     for name, control in catalog.CONTROLS.items():
         kinds.setdefault(control.kind, set()).add(name)
     assert kinds.pop("model") == controls.WEIGHTS.keys() - {"trained"}
-    assert kinds.pop("data") == job._CHANGES.keys()
+    assert kinds.pop("data") == changes._CHANGES.keys()
     assert kinds.pop("update") == controls._UPDATES.keys()
     assert not kinds
 

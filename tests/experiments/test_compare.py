@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from icljax import checkpoints, metrics
-from icljax.comparison import controls, job, memory, programs
+from icljax.comparison import controls, inputs, memory, programs
 from icljax.errors import UserError
 from icljax.experiments import compare
 from icljax.experiments import config as config_lib
@@ -156,7 +156,7 @@ def test_batching_does_not_change_anything(done, tiny_folder, reviews, tmp_path,
 def test_demonstrations_are_dropped_for_icl_and_ft_alike(tiny_folder, reviews):
     config = tiny_config(tiny_folder, reviews, **{"prompt.max_length": 90})
     notes: list[str] = []
-    made = job.prepare(config, checkpoints.open_checkpoint(config.model), notes.append)
+    made = inputs.prepare(config, checkpoints.open_checkpoint(config.model), notes.append)
     assert max(made.used) < 4
     assert min(made.used) >= 1
     assert any("Demonstrations used" in note for note in notes)

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from icljax import checkpoints
-from icljax.comparison.job import prepare
+from icljax.comparison.inputs import prepare
 from icljax.errors import UserError
 from icljax.experiments import compare, pretrain
 from icljax.experiments import config as config_lib
@@ -82,12 +82,12 @@ def test_work_of_the_papers_job():
         num_demonstrations=32, **{"eval.num_examples": 0, "eval.tokens_per_batch": 16_384}
     )
     decoder = check.model_decoder(sst2(model="fairseq-1.3b"))
-    work = lengths.make_job(config, decoder, lengths.LENGTHS["sst2"])
+    work = lengths.make_inputs(config, decoder, lengths.LENGTHS["sst2"])
     assert work.demonstrations.train.shape[:2] == (3, 32)
     assert int((work.evaluation.example >= 0).sum()) == 872
     assert int((work.selection.example >= 0).sum()) == 64
     given = lengths.lengths(config, 100, 20, 50)
-    work = lengths.make_job(config, decoder, given)
+    work = lengths.make_inputs(config, decoder, given)
     assert int((work.evaluation.example >= 0).sum()) == 50
     assert work.demonstrations.train_length.max() == 102  # BOS, 100 tokens, the answer
 
