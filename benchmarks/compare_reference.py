@@ -95,13 +95,13 @@ def unpack(queries: Any) -> list[list[int]]:
 def prepare(args: argparse.Namespace, folder: Path) -> None:
     """Writes the token ids of the job; fetches and converts the model where it is new."""
     from icljax import checkpoints
-    from icljax.comparison import job
+    from icljax.comparison import inputs
     from icljax.runtime import downloads
 
     config = make_config(args)
     checkpoint = checkpoints.open_checkpoint(config.model)
     checkpoints.fingerprint(checkpoint.folder)  # reads the weights: nobody finds them cold on disk
-    prepared = job.prepare(config, checkpoint, print)
+    prepared = inputs.prepare(config, checkpoint, print)
     d = prepared.demonstrations
     given = {
         "cache": str(downloads.cache_dir()),

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from icljax import checkpoints, metrics
-from icljax.comparison.job import Job, prepare
-from icljax.comparison.programs import Programs, encode_demonstrations, make_programs, read_all
+from icljax.comparison.inputs import Inputs, prepare
+from icljax.comparison.programs import Programs, encode_demonstrations, make_programs
+from icljax.comparison.reading import read_all
 from icljax.experiments import config as config_lib
 from icljax.models.decoder import State
 from icljax.runtime import processes, sharding
@@ -32,21 +33,21 @@ def _list(values: np.ndarray) -> str:
     return " ".join(f"{v:.3f}" for v in values) + f" (mean {values.mean():.3f})"
 
 
-def icl(programs: Programs, params: Params, job: Job) -> str:
-    seeds = range(len(job.used))
-    states = encode_demonstrations(programs, params, job.demonstrations, seeds).state
-    return read(programs, params, states, job)
+def icl(programs: Programs, params: Params, inputs: Inputs) -> str:
+    seeds = range(len(inputs.used))
+    states = encode_demonstrations(programs, params, inputs.demonstrations, seeds).state
+    return read(programs, params, states, inputs)
 
 
-def zsl(programs: Programs, params: Params, job: Job) -> str:
-    bos = np.asarray([job.encoder.bos], np.int32)
-    return read(programs, params, programs.encode(params, bos, np.ones(bos.shape, bool)), job)
+def zsl(programs: Programs, params: Params, inputs: Inputs) -> str:
+    bos = np.asarray([inputs.encoder.bos], np.int32)
+    return read(programs, params, programs.encode(params, bos, np.ones(bos.shape, bool)), inputs)
 
 
-def read(programs: Programs, params: Params, states: State, job: Job) -> str:
+def read(programs: Programs, params: Params, states: State, inputs: Inputs) -> str:
     score = functools.partial(programs.score_states, params, states)
-    logprob = read_all(score, job.selection, programs.mesh, lambda: None, by_row=True)
-    return accuracies(logprob, job.selection_labels)
+    logprob = np.asarray(read_all(score, inputs.selection, programs.devices, by_row=True))
+    return accuracies(logprob, inputs.selection_labels)
 
 
 def main() -> None:
@@ -67,14 +68,12 @@ def main() -> None:
         config.prompt.bos, config.prompt.separator = bos, separator
         for number in args.demonstrations:
             config.num_demonstrations = number
-            job = prepare(config, checkpoint, print)
-            programs = make_programs(checkpoint.config, config, job.encoder.bos, number, mesh)
+            inputs = prepare(config, checkpoint, print)
+            programs = make_programs(checkpoint.config, config, inputs.encoder.bos, number, mesh)
             if separator == "\n" and number == args.demonstrations[0]:
-                print(f"bos {bos!r} ZSL {zsl(programs, params, job)}", flush=True)
-            print(
-                f"bos {bos!r} separator {separator!r} k={number} ICL {icl(programs, params, job)}",
-                flush=True,
-            )
+                print(f"bos {bos!r} ZSL {zsl(programs, params, inputs)}", flush=True)
+            found = icl(programs, params, inputs)
+            print(f"bos {bos!r} separator {separator!r} k={number} ICL {found}", flush=True)
             jax.clear_caches()
 
 

@@ -3,9 +3,9 @@
     python benchmarks/grid.py --model=fairseq-1.3b --chip=h100        # on one H100
     python benchmarks/grid.py --model=smollm2-135m --rates=2 --seeds=2 --examples=20  # on a CPU
 
-SST-2's lengths (icljax/preflight/workload.py), made-up tokens: neither data nor checkpoint is
+SST-2's lengths (icljax/preflight/lengths.py), made-up tokens: neither data nor checkpoint is
 needed. Each program runs twice; the second time is reported, then multiplied by its calls in the
-whole job. FLOPs are the closed form that preflight holds against the compiled program.
+whole inputs. FLOPs are the closed form that preflight holds against the compiled program.
 """
 
 import argparse
@@ -14,17 +14,17 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from icljax.comparison import grid, programs
-from icljax.comparison.programs import DATA
+from icljax.comparison import grid, programs, reading
+from icljax.comparison.programs import DATA, Subject
 from icljax.experiments import compare
 from icljax.experiments import config as config_lib
 from icljax.models.architectures import ARCHITECTURES
 from icljax.models.decoder import init_params
 from icljax.models.families import decoder_config
-from icljax.preflight import hardware, workload
+from icljax.preflight import calls as calls_lib
+from icljax.preflight import hardware, lengths
 from icljax.runtime import processes, sharding
 
 
@@ -37,7 +37,7 @@ def timed(program: Any, *arguments: Any) -> tuple[Any, float]:
 
 
 def random_params(decoder: Any, mesh: Any) -> Any:
-    shapes = workload.parameters(decoder, mesh)
+    shapes = calls_lib.parameters(decoder, mesh)
     where = jax.tree.map(lambda x: x.sharding, shapes)
 
     def init(key: jax.Array) -> Any:
@@ -67,36 +67,39 @@ def main() -> None:
     decoder = decoder_config(ARCHITECTURES[args.model], args.model)
     decoder = dataclasses.replace(decoder, dtype=compare.compute_dtype(config))
     mesh = sharding.make_mesh(-1, 1)
-    work = workload.make_work(config, decoder, workload.lengths(config, 0, 0, 0))
+    inputs = lengths.make_inputs(config, decoder, lengths.lengths(config, 0, 0, 0))
     chip = {**hardware.TPUS, **hardware.GPUS}.get(args.chip)
-    calls = workload.compare_calls(config, decoder, work, mesh, chip.memory if chip else 4 << 30)
+    memory = chip.memory if chip else 4 << 30
+    calls = calls_lib.compare_calls(config, decoder, inputs, mesh, memory)
     of = {call.name: call for call in calls}
-    programs_ = programs.make_programs(decoder, config, work.bos, args.demonstrations, mesh)
+    programs_ = programs.make_programs(
+        decoder, config, inputs.encoder.bos, args.demonstrations, mesh
+    )
     params, seconds = random_params(decoder, mesh), {}
 
     at_once = of["finetune"].arguments[1].shape[0]
-    drawn = jax.tree.map(lambda x: np.resize(x, (at_once, *x.shape[1:])), work.demonstrations)
+    drawn = jax.tree.map(lambda x: np.resize(x, (at_once, *x.shape[1:])), inputs.demonstrations)
     given = sharding.put((np.full(at_once, 1e-3, np.float32), drawn), mesh, DATA)
-    tuned, seconds["finetune"] = timed(programs_.finetune, params, *given)
+    finetuned, seconds["finetune"] = timed(programs_.finetune, params, *given)
     rates = len(config.finetune.learning_rates)
     runs = [(run // rates, run % rates) for run in range(at_once)]
-    read = grid.reader(programs_, params, work.demonstrations, runs, tuned, rates)
-    batch = sharding.put(jax.tree.map(lambda x: x[0], work.selection), mesh)
+    read = grid.reader(Subject(programs_, params, inputs.demonstrations), runs, finetuned, rates)
+    batch = sharding.put(jax.tree.map(lambda x: x[0], inputs.selection), mesh)
     _, seconds["score"] = timed(read, batch)
-    one, seconds["pick"] = timed(programs_.pick, tuned, np.int32(0))
-    del tuned, read
+    one, seconds["pick"] = timed(programs_.pick, finetuned, np.int32(0))
+    del finetuned, read
     together = of["compare"].arguments[-1].shape[0]
-    some = jax.tree.map(lambda x: x[:together], work.demonstrations)
+    some = jax.tree.map(lambda x: x[:together], inputs.demonstrations)
     states, seconds["encode"] = timed(
         programs_.encode, params, *sharding.put((some.context, some.context_valid), mesh)
     )
-    leaves = jax.tree.map(lambda x: jnp.stack([x] * together), one)
+    learned = programs_.stack([one] * together)
     columns, example = sharding.put((some.columns, some.example), mesh)
     update, seconds["update"] = timed(programs_.update, states, columns, example >= 0)
     seeds = programs.SeedTokens(states, columns, example, update)
-    rows = sharding.put(programs.batches(work.evaluation, mesh.shape["data"])[0], mesh, DATA)
+    rows = sharding.put(reading.batches(inputs.evaluation, mesh.shape["data"])[0], mesh, DATA)
     index = sharding.put(np.arange(together), mesh)
-    _, seconds["compare"] = timed(programs_.compare, params, seeds, leaves, rows, index)
+    _, seconds["compare"] = timed(programs_.compare, params, seeds, learned, rows, index)
 
     device = jax.devices()[0].device_kind
     print(f"{args.model}, {decoder.dtype}, {device} x {jax.device_count()}, {at_once} runs at once")

@@ -8,6 +8,7 @@ model axis is the smallest that fits. `--json=FILE` keeps finished cells, so tha
 """
 
 import argparse
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from icljax.experiments import config as config_lib
-from icljax.preflight import check, hardware
+from icljax.preflight import check, hardware, tables
 
 MODELS = ("fairseq-125m", "fairseq-1.3b", "fairseq-2.7b", "fairseq-13b", "smollm2-135m")
 TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v5e:16x16", "v6e:4x4", "v5p:2x2x2")
@@ -36,8 +37,8 @@ def cell(model: str, name: str, seconds: float) -> dict[str, Any]:
     """One model on one slice."""
     start = time.monotonic()
     options = check.Options(deadline=start + seconds)
-    job = check.make_job(paper_config(model), options)
-    verdict = check.best_mesh(job, hardware.parse(name), options)
+    checked = check.make_checked(paper_config(model), options)
+    verdict = check.best_mesh(checked, hardware.parse(name), options)
     assert verdict is not None  # one chip's model axis always divides
     worst = max(verdict.rows, key=lambda row: row.total)
     return {
@@ -49,7 +50,7 @@ def cell(model: str, name: str, seconds: float) -> dict[str, Any]:
         "mesh": f"{verdict.data} x {verdict.model}",
         "seconds": verdict.seconds,
         "took": time.monotonic() - start,
-        "programs": [row._asdict() for row in verdict.rows],
+        "programs": [dataclasses.asdict(row) for row in verdict.rows],
     }
 
 
@@ -58,7 +59,7 @@ def text(found: dict[str, Any]) -> str:
     star = "" if found["compiled"] else "*"
     if not found["fits"]:
         return f"**no**: {found['gib']:.1f}{star} ({found['worst']})"
-    return f"{found['gib']:.1f}{star}, {found['mesh']}, {check.duration(found['seconds'])}"
+    return f"{found['gib']:.1f}{star}, {found['mesh']}, {tables.duration(found['seconds'])}"
 
 
 def main() -> None:

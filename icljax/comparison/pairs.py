@@ -4,13 +4,14 @@ Shape glossary: N query slots, L layers, C demonstration tokens compared (padded
 Q demonstrations, Y answers; letters of the records as in icljax/models/decoder.py.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from icljax import metrics
-from icljax.comparison.settings import Records
+from icljax.comparison.forward import Records
 from icljax.models.decoder import Rope, State, rotate
 from icljax.types import Array
 
@@ -26,29 +27,30 @@ class Similarity(NamedTuple):
     (`sim_update_random`: of what ICL gave). Fields of `update` are [N, L, G].
     """
 
-    sim_aou: jax.Array
-    sim_aou_random: jax.Array
-    sim_aou_unnormalized: jax.Array
-    sim_aou_unnormalized_random: jax.Array
-    sim_am_before: jax.Array
-    sim_am_after: jax.Array
-    sim_am_delta: jax.Array
-    sim_am_delta_random: jax.Array
-    kendall: jax.Array
-    kendall_random: jax.Array
-    kendall_example: jax.Array
-    kendall_example_random: jax.Array
-    recall_tokens: jax.Array
-    recall_tokens_random: jax.Array
-    recall_examples: jax.Array
-    recall_examples_random: jax.Array
-    sim_update: jax.Array
-    sim_update_random: jax.Array
-    update_share_icl: jax.Array
-    update_share_ft: jax.Array
+    sim_aou: Array
+    sim_aou_random: Array
+    sim_aou_unnormalized: Array
+    sim_aou_unnormalized_random: Array
+    sim_am_before: Array
+    sim_am_after: Array
+    sim_am_delta: Array
+    sim_am_delta_random: Array
+    kendall: Array
+    kendall_random: Array
+    kendall_example: Array
+    kendall_example_random: Array
+    recall_tokens: Array
+    recall_tokens_random: Array
+    recall_examples: Array
+    recall_examples_random: Array
+    sim_update: Array
+    sim_update_random: Array
+    update_share_icl: Array
+    update_share_ft: Array
 
 
-class TrainingTokens(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class TrainingTokens:
     """The demonstration tokens of one seed, as both settings see them.
 
     Attributes:
@@ -56,12 +58,29 @@ class TrainingTokens(NamedTuple):
         example: int32 [C], the demonstration of each, -1 on padding.
         queries: float [L, C, H * K], their query vectors during finetuning.
         update: float32 [L, G, V, K], dW_ICL of `demonstration_update`.
+        num_demonstrations: of a seed, at most.
     """
 
     columns: Array
     example: Array
     queries: jax.Array
     update: jax.Array
+    num_demonstrations: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """Where the random vectors of the baselines come from.
+
+    Attributes:
+        keys: PRNG keys [N], one an example, so that baselines do not depend on batching.
+        seed_key: PRNG key of this seed.
+        kind: "gaussian" or "uniform", the random update's distribution.
+    """
+
+    keys: jax.Array
+    seed_key: jax.Array
+    kind: str
 
 
 def similarity(
@@ -70,22 +89,16 @@ def similarity(
     ft: Records,
     training: TrainingTokens,
     query_mask: jax.Array,
-    key: jax.Array,
-    seed_key: jax.Array,
-    random_kind: str,
-    num_demonstrations: int,
+    draws: Draws,
 ) -> Similarity:
     """All similarities of method section "metrics" for one seed.
 
     Args:
         query_mask: bool [N, S], each query's own tokens.
-        key: PRNG keys [N], one an example, so that baselines do not depend on batching.
-        seed_key: PRNG key of this seed.
-        random_kind: "gaussian" or "uniform", the random update's distribution.
     """
     z, i, f = zsl.attention, icl.attention, ft.attention
     update, update_scores, weights = _random_like(
-        key, (z.attn_out, z.scores_query, icl_weights(icl.scores_state, training)), random_kind
+        draws, (z.attn_out, z.scores_query, icl_weights(icl.scores_state, training))
     )
     random_ft, random_scores = z.attn_out + update, z.scores_query + update_scores
     mask = query_mask[:, None, :]
@@ -102,8 +115,8 @@ def similarity(
         sim_am_delta_random=metrics.sim_am_delta(
             z.scores_query, random_scores, i.scores_query, mask
         ),
-        **_training_similarity(icl.scores_state, f.query, weights, training, num_demonstrations),
-        **_update_similarity(zsl, ft, training.update, query_mask, seed_key),
+        **_training_similarity(icl.scores_state, f.query, weights, training),
+        **_update_similarity(zsl, ft, training.update, query_mask, draws.seed_key),
     )
 
 
@@ -175,18 +188,16 @@ def icl_weights(scores_state: jax.Array, training: TrainingTokens) -> jax.Array:
     return scores_state[..., training.columns]
 
 
-def _random_like(
-    keys: jax.Array, shapes: tuple[jax.Array, ...], kind: str
-) -> tuple[jax.Array, ...]:
+def _random_like(draws: Draws, shapes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """One random array like each given [N, ...], drawn per example from its own key."""
 
     def draw(key: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(
-            metrics.random_update(k, x.shape[1:], kind)
+            metrics.random_update(k, x.shape[1:], draws.kind)
             for k, x in zip(jax.random.split(key, len(shapes)), shapes, strict=True)
         )
 
-    return jax.vmap(draw)(keys)
+    return jax.vmap(draw)(draws.keys)
 
 
 def _sim_aou_of_update(zsl: jax.Array, update: jax.Array, icl: jax.Array) -> jax.Array:
@@ -203,10 +214,9 @@ def _training_similarity(
     ft_query: jax.Array,
     random: jax.Array,
     training: TrainingTokens,
-    num_demonstrations: int,
 ) -> dict[str, jax.Array]:
     """Kendall and recall, over tokens and over demonstrations."""
-    mask = training.example >= 0
+    mask, num_demonstrations = training.example >= 0, training.num_demonstrations
     used = jnp.arange(num_demonstrations) <= jnp.max(training.example)
     weights = {
         "icl": icl_weights(scores_state, training),

@@ -1,10 +1,13 @@
-"""The job's jitted programs on arrays of static shape, and the loops that feed them batches."""
+"""The jitted programs of a comparison, on arrays of static shape: pure functions and their table.
+
+Shape glossary: R seeds, N query slots of a batch, Y candidates, L layers, C demonstration tokens
+compared; letters of the records as in icljax/models/decoder.py.
+"""
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,28 +16,40 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from icljax.comparison import pairs, settings
+from icljax.comparison import forward, pairs
+from icljax.comparison.finetune import Finetuned, Learned, finetune, with_kv_params
+from icljax.comparison.forward import Records
 from icljax.comparison.pairs import Similarity, TrainingTokens
 from icljax.data.prompts import Demonstrations, Queries
-from icljax.models.decoder import Decoder, DecoderConfig, State
+from icljax.models.decoder import Decoder, DecoderConfig, State, init_params
 from icljax.runtime import sharding
-from icljax.runtime.chunks import Arrays
 from icljax.types import Array, Params
 
 DATA = P("data")
 TRAINING_QUERIES = P(None, None, "model")  # [L, C, H * K] of one run
+T = TypeVar("T")
 
 
-class Programs(NamedTuple):
-    """The job's jitted programs, one model, any weights; and the mesh that they run on."""
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """What is the same in every call of a job's programs.
 
-    encode: Any
-    finetune: Any
-    score: Any
-    score_states: Any
-    update: Any
-    compare: Any
-    pick: Any
+    Attributes:
+        decoder: of the model.
+        bos: token ids that start every prompt.
+        num_demonstrations: of a seed, at most.
+        method, remat: of finetuning.
+        random_kind, random_seed: of the baselines' random vectors.
+        mesh: the devices.
+    """
+
+    decoder: DecoderConfig
+    bos: tuple[int, ...]
+    num_demonstrations: int
+    method: str
+    remat: bool
+    random_kind: str
+    random_seed: int
     mesh: Mesh
 
 
@@ -53,21 +68,58 @@ class SeedTokens(NamedTuple):
     update: jax.Array
 
 
-class Comparison(NamedTuple):
-    """What is kept of evaluated examples, NumPy.
+class Devices:
+    """The devices that programs run on: what is put there, and what memory is left.
 
     Attributes:
-        example: int [N], the examples' place in `Job.labels`.
-        logprob_zsl: [N, Y].
-        logprob_icl, logprob_ft: [R, N, Y].
-        similarity: Similarity of [R, N, L].
+        mesh: their axes, data and model.
     """
 
-    example: np.ndarray
-    logprob_zsl: np.ndarray
-    logprob_icl: np.ndarray
-    logprob_ft: np.ndarray
-    similarity: Similarity
+    def __init__(self, mesh: Mesh):
+        self.mesh = mesh
+
+    def put(self, tree: T, spec: P = sharding.REPLICATED) -> T:
+        """NumPy arrays as arrays on the mesh, all by one spec."""
+        placed: T = sharding.put(tree, self.mesh, spec)
+        return placed
+
+    def free_memory(self) -> int:
+        """Bytes a device may give to finetuning: half of what is free, on CPUs 3 GiB for all."""
+        stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+        if not stats or "bytes_limit" not in stats:
+            return (3 << 30) // jax.local_device_count()
+        return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) // 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The job's jitted programs, one model, any weights; each as the function of its name says."""
+
+    encode: Callable[[Params, Array, Array], State]
+    update: Callable[[State, Array, Array], jax.Array]
+    finetune: Callable[[Params, Array, Demonstrations], Finetuned]
+    pick: Callable[[Finetuned, Array], Learned]
+    stack: Callable[[list[Learned]], Learned]
+    score: Callable[
+        [Params, SeedTokens, Array, Array, Learned, Queries], tuple[jax.Array, Similarity]
+    ]
+    score_states: Callable[[Params, State, Queries], jax.Array]
+    compare: Callable[
+        [Params, SeedTokens, Learned, Queries, Array],
+        tuple[jax.Array, tuple[jax.Array, jax.Array, Similarity]],
+    ]
+    initialize: Callable[[Params, int], Params]
+    perturb: Callable[[Params, Params, Array], Params]
+    devices: Devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is compared: weights on the demonstrations of R seeds, by the job's programs."""
+
+    programs: Programs
+    params: Params
+    demonstrations: Demonstrations
 
 
 def make_programs(
@@ -87,166 +139,250 @@ def make_programs(
     Args:
         bos: token ids that start every prompt.
     """
-    model = Decoder(decoder)
-    encode = functools.partial(settings.encode, model)
-    trained = Decoder(dataclasses.replace(decoder, remat=config.finetune.remat))
-    start = jnp.asarray(bos, jnp.int32)
+    static = Static(
+        decoder,
+        tuple(bos),
+        num_demonstrations,
+        config.finetune.method,
+        config.finetune.remat,
+        config.metrics.random_update,
+        config.metrics.seed,
+        mesh,
+    )
+
+    def of(function: Callable[..., T]) -> Callable[..., T]:
+        return functools.partial(function, static)
+
     split = functools.partial(sharding.over_data, mesh)
+    by_run = split(of(score), (P(), P(), DATA, DATA, DATA, P()), DATA)
+    of_states = split(of(score_states), (P(), P(), DATA), P(None, "data"))
+    by_row = split(of(compare), (P(), P(), P(), DATA, P()), (DATA, P(None, "data")))
     whole = NamedSharding(mesh, P())
-
-    def bos_state(params: Params) -> State:
-        return encode(params, start, jnp.ones(start.shape, bool))
-
-    def encode_all(params: Params, tokens: jax.Array, valid: jax.Array) -> State:
-        states = jax.lax.map(lambda x: encode(params, *x), (tokens, valid))
-        heads = NamedSharding(mesh, P(None, None, None, "model", None))
-        keys, values = jax.lax.with_sharding_constraint((states.keys, states.values), heads)
-        return states._replace(keys=keys, values=values)
-
-    def finetune(params: Params, rates: Array, runs: Demonstrations) -> settings.Finetuned:
-        # Every device takes the same branch of a step, whatever its own runs would need.
-        longest = jnp.max(runs.train_length, 0)
-
-        def local(params: Params, longest: Array, rates: Array, runs: Demonstrations) -> Any:
-            examples = (runs.train, runs.train_length, longest)
-            out = settings.finetune(trained, params, rates, *examples, config.finetune.method)
-            compared = jax.vmap(lambda q, index: q[:, index])(out.queries, runs.train_index)
-            return out._replace(queries=compared)
-
-        out = split(local, (P(), P(), DATA, DATA), DATA)(params, longest, rates, runs)
-        return out._replace(loss=jax.lax.with_sharding_constraint(out.loss, whole))
-
-    def against_seed(
-        params: Params,
-        zsl: settings.Records,
-        queries: Queries,
-        seed: SeedTokens,
-        index: jax.Array,
-        tuned: tuple[Params, jax.Array],
-    ) -> tuple[jax.Array, jax.Array, Similarity]:
-        """ICL's log-probabilities on one seed, FT's and the similarity of each of its runs."""
-        icl = settings.read(model, params, seed.state, queries)
-        mask = settings.own_tokens(queries)
-        of_seed = jax.random.fold_in(jax.random.key(config.metrics.seed), index)
-        fold = functools.partial(jax.random.fold_in, of_seed)
-        keys = jax.vmap(fold)(queries.example.reshape(-1))
-
-        def one(run: tuple[Params, jax.Array]) -> tuple[jax.Array, Similarity]:
-            leaves, train_queries = run
-            tuned = settings.with_key_value(params, leaves)
-            ft = settings.read(model, tuned, bos_state(tuned), queries)
-            similarity = pairs.similarity(
-                zsl,
-                icl,
-                ft,
-                TrainingTokens(seed.columns, seed.example, train_queries, seed.update),
-                mask,
-                keys,
-                fold(jnp.uint32(2**32 - 1)),
-                config.metrics.random_update,
-                num_demonstrations,
-            )
-            return ft.logprob, similarity
-
-        return icl.logprob, *_map(one, tuned)
-
-    def score(
-        params: Params,
-        seeds: SeedTokens,
-        which: jax.Array,
-        numbers: jax.Array,
-        tuned: tuple[Params, jax.Array],
-        queries: Queries,
-    ) -> tuple[jax.Array, Similarity]:
-        """FT's answer log-probabilities [runs, N, Y] and similarities [runs, N, L].
-
-        Args:
-            seeds: with a leading axis over the seeds of these runs.
-            which: int32 [groups], a place in `seeds` for each equal share of the runs.
-            numbers: int32 [groups], that seed's place among all.
-        """
-        zsl = settings.read(model, params, bos_state(params), queries)
-
-        def group(inputs: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, Similarity]:
-            place, number, tuned = inputs
-            seed = jax.tree.map(lambda x: x[place], seeds)
-            return against_seed(params, zsl, queries, seed, number, tuned)[1:]
-
-        shares = jax.tree.map(lambda x: x.reshape(which.shape[0], -1, *x.shape[1:]), tuned)
-        out = _map(group, (which, numbers, shares))
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
-
-    def score_states(params: Params, states: State, queries: Queries) -> jax.Array:
-        """The same of prompts: [states, N, Y]."""
-
-        def local(params: Params, states: State, queries: Queries) -> jax.Array:
-            return jax.lax.map(lambda s: settings.read(model, params, s, queries).logprob, states)
-
-        return split(local, (P(), P(), DATA), P(None, "data"))(params, states, queries)
-
-    def update(states: State, columns: Array, compared: Array) -> jax.Array:
-        """dW_ICL of every seed's demonstrations: [R, L, G, V, K]."""
-
-        def one(inputs: tuple[State, Array, jax.Array]) -> jax.Array:
-            state, columns, compared = inputs
-            shift = state.length - start.shape[0]
-            return pairs.demonstration_update(state, columns, compared, shift, decoder.rope)
-
-        return jax.lax.map(one, (states, columns, compared))
-
-    def compare_batch(
-        params: Params,
-        seeds: SeedTokens,
-        tuned: tuple[Params, jax.Array],
-        queries: Queries,
-        numbers: jax.Array,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Similarity]]:
-        zsl = settings.read(model, params, bos_state(params), queries)
-
-        def one(inputs: tuple[Any, ...]) -> tuple[jax.Array, jax.Array, Similarity]:
-            seed, number, tuned = inputs
-            tuned = jax.tree.map(lambda x: x[None], tuned)
-            icl, *of_run = against_seed(params, zsl, queries, seed, number, tuned)
-            return icl, *jax.tree.map(lambda x: x[0], of_run)
-
-        return zsl.logprob, _map(one, (seeds, numbers, tuned))
-
-    by_run = split(score, (P(), P(), DATA, DATA, DATA, P()), DATA)
-    by_row = split(compare_batch, (P(), P(), P(), DATA, P()), (DATA, P(None, "data")))
     return Programs(
-        encode=jax.jit(encode_all),
-        finetune=jax.jit(finetune),
+        encode=jax.jit(of(encode)),
+        update=jax.jit(of(update)),
+        finetune=jax.jit(of(finetune_runs)),
+        pick=jax.jit(of(pick)),
+        stack=jax.jit(stack),
         score=jax.jit(by_run, out_shardings=whole),
-        score_states=jax.jit(score_states, out_shardings=whole),
-        update=jax.jit(update),
+        score_states=jax.jit(of_states, out_shardings=whole),
         compare=jax.jit(by_row, out_shardings=whole),
-        pick=jax.jit(functools.partial(_pick, mesh)),
-        mesh=mesh,
+        initialize=functools.partial(initialize, decoder),
+        perturb=jax.jit(of(perturb)),
+        devices=Devices(mesh),
     )
 
 
-def _map(function: Callable[[Any], Any], xs: Any) -> Any:
-    """`jax.lax.map`, but no loop for a single item: XLA would run such a loop's reads twice."""
-    if jax.tree.leaves(xs)[0].shape[0] > 1:
-        return jax.lax.map(function, xs)
-    out = function(jax.tree.map(lambda x: x[0], xs))
-    return jax.tree.map(lambda x: x[None], out)
+def encode(static: Static, params: Params, tokens: Array, valid: Array) -> State:
+    """What prompts leave behind, one after the other; tokens and valid [R, T]."""
+    one = functools.partial(forward.encode, Decoder(static.decoder), params)
+    states = jax.lax.map(lambda x: one(*x), (tokens, valid))
+    heads = NamedSharding(static.mesh, P(None, None, None, "model", None))
+    keys, values = jax.lax.with_sharding_constraint((states.keys, states.values), heads)
+    return states._replace(keys=keys, values=values)
 
 
-def _pick(mesh: Mesh, tuned: settings.Finetuned, index: Array) -> tuple[Params, jax.Array]:
-    """Run `index`'s leaves and training queries, for every part of the data axis.
+def update(static: Static, states: State, columns: Array, compared: Array) -> jax.Array:
+    """dW_ICL of every seed's demonstrations: [R, L, G, V, K]."""
+
+    def one(inputs: tuple[State, Array, jax.Array]) -> jax.Array:
+        state, columns, compared = inputs
+        shift = state.length - len(static.bos)
+        rope = static.decoder.rope
+        return pairs.demonstration_update(state, columns, compared, shift, rope)
+
+    return jax.lax.map(one, (states, columns, compared))
+
+
+def finetune_runs(
+    static: Static, params: Params, learning_rates: Array, runs: Demonstrations
+) -> Finetuned:
+    """Finetunes runs, each on its demonstrations; of training queries, those that are compared."""
+    model = Decoder(dataclasses.replace(static.decoder, remat=static.remat))
+    # Every device takes the same branch of a step, whatever its own runs would need.
+    longest = jnp.max(runs.train_length, 0)
+
+    def local(params: Params, longest: Array, rates: Array, runs: Demonstrations) -> Finetuned:
+        examples = (runs.train, runs.train_length, longest)
+        out = finetune(model, params, rates, *examples, static.method)
+        compared = jax.vmap(lambda q, index: q[:, index])(out.queries, runs.train_index)
+        return out._replace(queries=compared)
+
+    split = sharding.over_data(static.mesh, local, (P(), P(), DATA, DATA), DATA)
+    out: Finetuned = split(params, longest, learning_rates, runs)
+    whole = NamedSharding(static.mesh, P())
+    return out._replace(loss=jax.lax.with_sharding_constraint(out.loss, whole))
+
+
+def pick(static: Static, finetuned: Finetuned, index: Array) -> Learned:
+    """What run `index` learned, for every part of the data axis.
 
     A sum to which one run alone adds something: the runs are never gathered in one place.
     """
-    here = jnp.arange(tuned.loss.shape[0]) == index
+    here = jnp.arange(finetuned.loss.shape[0]) == index
 
     def one(x: jax.Array) -> jax.Array:
         mine = here.reshape(-1, *(1,) * (x.ndim - 1))
         return jnp.sum(jnp.where(mine, x, 0), 0, dtype=x.dtype)
 
-    leaves, queries = jax.tree.map(one, (tuned.key_value, tuned.queries))
-    where = (sharding.shardings(leaves, mesh), NamedSharding(mesh, TRAINING_QUERIES))
-    return jax.lax.with_sharding_constraint((leaves, queries), where)
+    learned = jax.tree.map(one, finetuned.learned)
+    where = sharding.shardings(learned.kv_params, static.mesh)
+    kv_params = jax.lax.with_sharding_constraint(learned.kv_params, where)
+    where = NamedSharding(static.mesh, TRAINING_QUERIES)
+    return Learned(kv_params, jax.lax.with_sharding_constraint(learned.queries, where))
+
+
+def stack(runs: list[Learned]) -> Learned:
+    """What several runs learned, with a leading axis over them."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *runs)
+
+
+def score(
+    static: Static,
+    params: Params,
+    seeds: SeedTokens,
+    which: Array,
+    numbers: Array,
+    learned: Learned,
+    queries: Queries,
+) -> tuple[jax.Array, Similarity]:
+    """FT's answer log-probabilities [runs, N, Y] and similarities [runs, N, L].
+
+    Args:
+        seeds: with a leading axis over the seeds of these runs.
+        which: int32 [groups], a place in `seeds` for each equal share of the runs.
+        numbers: int32 [groups], that seed's place among all.
+    """
+    zsl = _zero_shot(static, params, queries)
+
+    def group(inputs: tuple[Array, Array, Learned]) -> tuple[jax.Array, Similarity]:
+        place, number, learned = inputs
+        seed = jax.tree.map(lambda x: x[place], seeds)
+        return _against_seed(static, params, zsl, queries, seed, number, learned)[1:]
+
+    shares = jax.tree.map(lambda x: x.reshape(which.shape[0], -1, *x.shape[1:]), learned)
+    out = _map(group, (which, numbers, shares))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+
+def score_states(static: Static, params: Params, states: State, queries: Queries) -> jax.Array:
+    """Answer log-probabilities after each of several prompts: [states, N, Y]."""
+    one = functools.partial(forward.read, Decoder(static.decoder), params)
+    return jax.lax.map(lambda state: one(state, queries).logprob, states)
+
+
+def compare(
+    static: Static,
+    params: Params,
+    seeds: SeedTokens,
+    learned: Learned,
+    queries: Queries,
+    numbers: Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Similarity]]:
+    """ZSL's log-probabilities [N, Y]; of each seed ICL's, FT's and their similarities [R, N, ..].
+
+    Args:
+        seeds, learned: with a leading axis over the seeds.
+        numbers: int32 [R], each seed's place among all.
+    """
+    zsl = _zero_shot(static, params, queries)
+
+    def one(
+        inputs: tuple[SeedTokens, Array, Learned],
+    ) -> tuple[jax.Array, jax.Array, Similarity]:
+        seed, number, learned = inputs
+        learned = jax.tree.map(lambda x: x[None], learned)
+        icl, *of_run = _against_seed(static, params, zsl, queries, seed, number, learned)
+        return icl, *jax.tree.map(lambda x: x[0], of_run)
+
+    return zsl.logprob, _map(one, (seeds, numbers, learned))
+
+
+def _zero_shot(static: Static, params: Params, queries: Queries) -> Records:
+    """Queries after BOS alone: ZSL, and with finetuned weights FT."""
+    model, start = Decoder(static.decoder), jnp.asarray(static.bos, jnp.int32)
+    state = forward.encode(model, params, start, jnp.ones(start.shape, bool))
+    return forward.read(model, params, state, queries)
+
+
+def _against_seed(
+    static: Static,
+    params: Params,
+    zsl: Records,
+    queries: Queries,
+    seed: SeedTokens,
+    number: Array,
+    learned: Learned,
+) -> tuple[jax.Array, jax.Array, Similarity]:
+    """ICL's log-probabilities on one seed, FT's and the similarity of each of its runs."""
+    icl = forward.read(Decoder(static.decoder), params, seed.state, queries)
+    mask = forward.own_tokens(queries)
+    of_seed = jax.random.fold_in(jax.random.key(static.random_seed), number)
+    fold = functools.partial(jax.random.fold_in, of_seed)
+    keys = jax.vmap(fold)(queries.example.reshape(-1))
+
+    def one(run: Learned) -> tuple[jax.Array, Similarity]:
+        ft = _zero_shot(static, with_kv_params(params, run.kv_params), queries)
+        training = TrainingTokens(
+            seed.columns, seed.example, run.queries, seed.update, static.num_demonstrations
+        )
+        draws = pairs.Draws(keys, fold(jnp.uint32(2**32 - 1)), static.random_kind)
+        return ft.logprob, pairs.similarity(zsl, icl, ft, training, mask, draws)
+
+    return icl.logprob, *_map(one, learned)
+
+
+def _map(function: Callable[[Any], T], xs: Any) -> T:
+    """`jax.lax.map`, but no loop for a single item: XLA would run such a loop's reads twice."""
+    if jax.tree.leaves(xs)[0].shape[0] > 1:
+        mapped: T = jax.lax.map(function, xs)
+        return mapped
+    out = function(jax.tree.map(lambda x: x[0], xs))
+    return jax.tree.map(lambda x: x[None], out)
+
+
+def initialize(decoder: DecoderConfig, params: Params, seed: int) -> Params:
+    """Fresh parameters with the types and places of `params`, of which shapes are enough."""
+
+    def init(key: jax.Array) -> Params:
+        return jax.tree.map(
+            lambda new, old: new.astype(old.dtype), init_params(decoder, key), params
+        )
+
+    where = jax.tree.map(lambda x: x.sharding, params)
+    return jax.jit(init, out_shardings=where)(jax.random.key(seed))
+
+
+def perturb(static: Static, base: Params, finetuned: Params, numbers: Array) -> Params:
+    """Random weights as far from the base, matrix by matrix, as the finetuned ones.
+
+    Args:
+        base: key and value leaves [L, ...]; each layer's is one matrix (or bias).
+        finetuned: of R runs, [R, L, ...].
+        numbers: int32 [R], the seed's number of each.
+
+    Returns:
+        As `finetuned`: base plus Gaussian noise with the Frobenius norm of finetuned - base.
+    """
+    leaves, tree = jax.tree.flatten(base)
+    key = jax.random.key(static.random_seed)
+
+    def one(index: int, before: jax.Array, after: jax.Array, number: Array) -> jax.Array:
+        drawn = jax.random.fold_in(jax.random.fold_in(key, number), index)
+        noise = jax.random.normal(drawn, before.shape, before.dtype)
+        axes = tuple(range(1, before.ndim))
+
+        def size(x: jax.Array) -> jax.Array:
+            return jnp.sqrt(jnp.sum(x**2, axes, keepdims=True))
+
+        return before + noise * size(after - before) / jnp.maximum(size(noise), 1e-30)
+
+    pairs_of_leaves = zip(leaves, jax.tree.leaves(finetuned), strict=True)
+    out = [
+        jax.vmap(functools.partial(one, i), in_axes=(None, 0, 0))(before, after, numbers)
+        for i, (before, after) in enumerate(pairs_of_leaves)
+    ]
+    return jax.tree.unflatten(tree, out)
 
 
 def encode_demonstrations(
@@ -257,105 +393,7 @@ def encode_demonstrations(
 ) -> SeedTokens:
     """What the demonstrations of some seeds leave behind (leading axis over these seeds)."""
     some = jax.tree.map(lambda x: np.asarray(x)[np.asarray(seeds)], demonstrations)
-    states = programs.encode(
-        params, *sharding.put((some.context, some.context_valid), programs.mesh)
-    )
-    columns, example = sharding.put((some.columns, some.example), programs.mesh)
-    return SeedTokens(states, columns, example, programs.update(states, columns, example >= 0))
-
-
-def slots_in_order(queries: Queries) -> tuple[np.ndarray, np.ndarray]:
-    """The packed examples in ascending order, and where each stands among all batches' slots."""
-    example = np.asarray(queries.example).reshape(-1)
-    where = np.flatnonzero(example >= 0)
-    where = where[np.argsort(example[where])]
-    return example[where], where
-
-
-def batches(queries: Queries, together: int = 1) -> list[Queries]:
-    """The batches of packed queries, `together` of them as one; the last is filled up with none."""
-    missing = -len(queries.example) % together
-
-    def join(name: str, x: np.ndarray) -> np.ndarray:
-        empty = -1 if name in ("segment", "example") else 0
-        x = np.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1)), constant_values=empty)
-        return x.reshape(-1, together * x.shape[1], *x.shape[2:])
-
-    joined = Queries(**{name: join(name, x) for name, x in queries._asdict().items()})
-    return [jax.tree.map(lambda x, b=b: x[b], joined) for b in range(len(joined.example))]
-
-
-def read_all(
-    program: Callable[[Queries], Any],
-    queries: Queries,
-    mesh: Mesh,
-    advance: Callable[[], None],
-    by_row: bool = False,
-) -> Any:
-    """What a program gives of every batch, [runs, N, ...], in the order of the examples.
-
-    Args:
-        by_row: whether the program splits the rows of a batch over the data axis.
-    """
-    spec, together = (DATA, mesh.shape["data"]) if by_row else (P(), 1)
-    collected = []
-    for batch in batches(queries, together):
-        collected.append(jax.tree.map(np.asarray, program(sharding.put(batch, mesh, spec))))
-        advance()
-    _, where = slots_in_order(queries)
-    return jax.tree.map(lambda *x: np.concatenate(x, 1)[:, where], *collected)
-
-
-def compare_settings(
-    programs: Programs,
-    params: Params,
-    finetuned: Callable[[Sequence[int]], tuple[Params, jax.Array]],
-    demonstrations: Demonstrations,
-    queries: Queries,
-    at_once: int,
-    committed: Callable[[str, Callable[[], Arrays]], Arrays],
-    advance: Callable[[int], None],
-) -> Comparison:
-    """ZSL, ICL and FT over batches of queries for every seed, reduced on the device.
-
-    Args:
-        finetuned: gives seeds' key and value leaves, and training queries [seeds, L, C, H * K].
-        at_once: seeds whose states and leaves are on the devices together.
-        committed: gives a batch's result, from disk or by the function it is handed.
-    """
-    mesh, num_seeds = programs.mesh, len(demonstrations.context)
-
-    def prepare(group: np.ndarray) -> tuple[SeedTokens, tuple[Params, jax.Array]]:
-        seeds = encode_demonstrations(programs, params, demonstrations, group)
-        return seeds, finetuned(group.tolist())
-
-    def read(prepared: Callable[[], Any], group: np.ndarray, batch: Queries) -> Arrays:
-        there, seeds = sharding.put(batch, mesh, DATA), sharding.put(group, mesh)
-        zsl, (icl, ft, similarity) = programs.compare(params, *prepared(), there, seeds)
-        out = {"zsl": zsl[None], "icl": icl, "ft": ft, **similarity._asdict()}
-        return {name: np.asarray(x) for name, x in out.items()}
-
-    collected: list[Arrays] = []
-    for group in seed_groups(num_seeds, at_once):
-        # Nothing is encoded or read from disk for a group whose batches are all committed.
-        prepared = functools.cache(functools.partial(prepare, group))
-        parts = []
-        for number, batch in enumerate(batches(queries, mesh.shape["data"])):
-            name = f"{group[0]:03d}-{number:04d}"
-            parts.append(committed(name, functools.partial(read, prepared, group, batch)))
-            advance(int(np.sum(batch.example >= 0)) * len(np.unique(group)))
-        collected.append({k: np.concatenate([p[k] for p in parts], 1) for k in parts[0]})
-    example, where = slots_in_order(queries)
-    whole: dict[str, Any] = {
-        k: np.concatenate([c[k] for c in collected])[:num_seeds, where] for k in collected[0]
-    }
-    zsl, icl, ft = whole.pop("zsl")[0], whole.pop("icl"), whole.pop("ft")
-    return Comparison(example, zsl, icl, ft, Similarity(**whole))
-
-
-def seed_groups(num_seeds: int, at_once: int) -> list[np.ndarray]:
-    """Seeds in groups of one size, the last filled up with its last: int [groups][size]."""
-    count = math.ceil(num_seeds / at_once)
-    size = math.ceil(num_seeds / count)
-    every = np.minimum(np.arange(count * size), num_seeds - 1)
-    return list(every.reshape(count, size))
+    put = programs.devices.put
+    states = programs.encode(params, *put((some.context, some.context_valid)))
+    columns, example, compared = put((some.columns, some.example, some.example >= 0))
+    return SeedTokens(states, columns, example, programs.update(states, columns, compared))

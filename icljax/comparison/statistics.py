@@ -23,8 +23,8 @@ from icljax import checkpoints, metrics, results
 from icljax.catalog import CONTROLS, SIMILARITIES
 from icljax.comparison import answers
 from icljax.comparison.grid import Chosen, mean_of_finite
-from icljax.comparison.job import Job
-from icljax.comparison.programs import Comparison
+from icljax.comparison.inputs import Inputs
+from icljax.comparison.reading import Comparison
 from icljax.results import (
     WITHOUT_SEEDS,
     Accuracy,
@@ -47,7 +47,7 @@ _BALANCED = (
 )
 
 
-def example_arrays(job: Job, comparison: Comparison) -> dict[str, np.ndarray]:
+def example_arrays(job: Inputs, comparison: Comparison) -> dict[str, np.ndarray]:
     """What examples.npz holds: one row an example (second axis where seeds lead)."""
     c = comparison
     return {
@@ -66,7 +66,7 @@ def example_arrays(job: Job, comparison: Comparison) -> dict[str, np.ndarray]:
 def summarize(
     config: ConfigDict,
     checkpoint: checkpoints.Checkpoint,
-    job: Job,
+    job: Inputs,
     chosen: Chosen,
     arrays: dict[str, np.ndarray],
     best_seed: tuple[int, list[float]] | None,
@@ -334,7 +334,7 @@ def series(values: np.ndarray, resamples: Resamples, subset: np.ndarray) -> Seri
 
 def _control(
     config: ConfigDict,
-    job: Job,
+    job: Inputs,
     name: str,
     comparison: Comparison,
     reported: dict[str, np.ndarray],
@@ -378,7 +378,7 @@ def _comparable(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def dose_response(config: ConfigDict, job: Job, chosen: Chosen) -> DoseResponse:
+def dose_response(config: ConfigDict, job: Inputs, chosen: Chosen) -> DoseResponse:
     """What each learning rate gives on the selection examples: accuracy, loss, similarities.
 
     All seeds, whichever are reported. Where a seed's run diverged, the mean over seeds is
@@ -416,7 +416,7 @@ def dose_response(config: ConfigDict, job: Job, chosen: Chosen) -> DoseResponse:
 
 
 def _selection(
-    config: ConfigDict, job: Job, chosen: Chosen, best_seed: tuple[int, list[float]] | None
+    config: ConfigDict, job: Inputs, chosen: Chosen, best_seed: tuple[int, list[float]] | None
 ) -> Selection:
     rates = config.finetune.learning_rates
     seed = None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,11 @@ from rich.console import Console
 from icljax import checkpoints, results
 from icljax.attention import mixing
 from icljax.comparison import answers, controls, statistics
-from icljax.comparison.grid import Kept, committed_seeds_at_once, finetune_grid
-from icljax.comparison.job import Job, control_names, prepare
-from icljax.comparison.job import fingerprint as job_fingerprint
-from icljax.comparison.programs import (
-    Comparison,
-    Programs,
-    compare_settings,
-    encode_demonstrations,
-    make_programs,
-    read_all,
-    seed_groups,
-)
+from icljax.comparison.grid import Chosen, finetune_grid
+from icljax.comparison.inputs import Inputs, control_names, fingerprint, prepare
+from icljax.comparison.memory import committed_seeds_at_once
+from icljax.comparison.programs import Programs, Subject, encode_demonstrations, make_programs
+from icljax.comparison.reading import Comparison, compare_settings, read_all, seed_groups
 from icljax.errors import UserError
 from icljax.experiments.config import validate
 from icljax.models.decoder import DecoderConfig, init_params
@@ -56,72 +50,44 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
         with stages.stage("model", "model (fetched and converted once)", 1) as bar:
             checkpoint = checkpoints.open_checkpoint(config.model, bar.at)
         with stages.stage("prompts", "data and prompts", 1):
-            job = prepare(config, checkpoint, stages.note)
-        if job.dataset.stand_in:
-            stages.note(job.dataset.stand_in, style="bold white on red")
-        with stages.stage("weights", "weights", 1):
-            kinds = mixing.parse_kinds(config.attention) or checkpoint.config.attention
-            decoder = dataclasses.replace(
-                checkpoint.config,
-                dtype=compute_dtype(config),
-                attention=kinds,
-                implementation=config.attention.implementation,
-            )
-            chunks = Chunks(path, identity(config, checkpoint, job, mesh), stages.note)
-            if len(chunks):
-                stages.note(f"Going on after {len(chunks)} committed chunks in {path}.")
+            inputs = prepare(config, checkpoint, stages.note)
+        if inputs.dataset.stand_in:
+            stages.note(inputs.dataset.stand_in, style="bold white on red")
+        kinds = mixing.parse_kinds(config.attention) or checkpoint.config.attention
+        decoder = dataclasses.replace(
+            checkpoint.config,
+            dtype=compute_dtype(config),
+            attention=kinds,
+            implementation=config.attention.implementation,
+        )
+        chunks = Chunks(path, identity(config, checkpoint, inputs, mesh), stages.note)
+        if len(chunks):
+            stages.note(f"Going on after {len(chunks)} committed chunks in {path}.")
+        num_demonstrations = inputs.demonstrations.train.shape[1]
+        programs = make_programs(decoder, config, inputs.encoder.bos, num_demonstrations, mesh)
+
+        def load() -> Params:
             where = sharding.shardings(shapes(decoder), mesh)
             params = checkpoints.load_params(checkpoint.folder, decoder, where)
-            params = controls.reinitialize(params, decoder, config.weights, config.metrics.seed)
-            num_demonstrations = job.demonstrations.train.shape[1]
-            programs = make_programs(decoder, config, job.encoder.bos, num_demonstrations, mesh)
+            seed = config.metrics.seed
+            return controls.reinitialize(params, config.weights, programs.initialize, seed)
 
-        chosen = finetune_grid(
-            programs,
-            params,
-            job.demonstrations,
-            job.selection,
-            job.selection_labels,
-            config,
-            chunks,
-            stages,
-        )
-        total = len(job.labels) * len(config.seeds)
-        with stages.stage("compare", "ZSL, ICL, FT and metrics", total) as advance:
-            kept = Kept(programs, params, job.demonstrations, chunks)
-            at_once = committed_seeds_at_once(kept, "compare-size")
-            comparison = compare_settings(
-                programs,
-                params,
-                chosen.finetuned,
-                job.demonstrations,
-                job.evaluation,
-                at_once,
-                lambda batch, read: chunks.once(f"compare-{batch}", read),
-                advance,
-            )
-            check_defined(job, comparison, config)
-            best_seed = select_seed(programs, params, job, comparison, at_once, config)
-        compared: dict[str, Comparison] = {}
-        if names := control_names(config):
-            queries = controls.first_batches(job.evaluation, config.controls.num_examples)
-            total = len(names) * int(np.sum(queries.example >= 0)) * len(config.seeds)
-            trained = controls.Trained(programs, params, chosen, job, queries)
-            with stages.stage("controls", "the same on controls", total) as advance:
-                rest = (config, chunks, advance)
-                compared = controls.compare(trained, decoder, ("data", "update"), *rest)
-                # Models that were never trained come last: the trained weights make room for them.
-                params = controls.only_kept(params)
-                trained = trained._replace(params=params)
-                compared |= controls.compare(trained, decoder, ("model",), *rest)
-        left_out = leave_out_undefined(job, compared, config)
+        measured = measure(programs, load, inputs, config, chunks, stages)
+        left_out = leave_out_undefined(inputs, measured.controls, config)
         for line in left_out:
             stages.note(line, style="bold")
-
         with stages.stage("report", "statistics, report and figures", 1):
-            arrays = statistics.example_arrays(job, comparison)
+            arrays = statistics.example_arrays(inputs, measured.comparison)
             summary = dataclasses.replace(
-                statistics.summarize(config, checkpoint, job, chosen, arrays, best_seed, compared),
+                statistics.summarize(
+                    config,
+                    checkpoint,
+                    inputs,
+                    measured.chosen,
+                    arrays,
+                    measured.best_seed,
+                    measured.controls,
+                ),
                 controls_left_out=tuple(left_out),
                 seconds=stages.seconds,
             )
@@ -136,18 +102,80 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
     return results.to_plain(summary)
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a job measures.
+
+    Attributes:
+        chosen: each seed's learning rate.
+        comparison: on the trained model.
+        best_seed: the seed that is reported, and what it was selected by; None: all are.
+        controls: the same comparison by the controls' names.
+    """
+
+    chosen: Chosen
+    comparison: Comparison
+    best_seed: tuple[int, list[float]] | None
+    controls: dict[str, Comparison]
+
+
+def measure(
+    programs: Programs,
+    load: Callable[[], Params],
+    inputs: Inputs,
+    config: ConfigDict,
+    chunks: Chunks,
+    stages: Stages,
+) -> Measured:
+    """Everything that a job runs on its devices, in order; preflight walks it with shapes.
+
+    Args:
+        load: gives the weights. Nothing else may hold them: controls need their memory.
+
+    Raises:
+        UserError: for numbers that are not finite.
+    """
+    with stages.stage("weights", "weights", 1):
+        subject = Subject(programs, load(), inputs.demonstrations)
+    num_runs = len(config.seeds) * len(config.finetune.learning_rates)
+    title = f"finetune {num_runs} runs, select rates"
+    with stages.stage("finetune", title, num_runs) as advance:
+        selection = (inputs.selection, inputs.selection_labels)
+        chosen = finetune_grid(subject, *selection, config, chunks, advance)
+    total = len(inputs.labels) * len(config.seeds)
+    with stages.stage("compare", "ZSL, ICL, FT and metrics", total) as advance:
+        comparison = compare_settings(
+            subject, chosen.learned, inputs.evaluation, chunks, "compare", advance
+        )
+        check_defined(inputs, comparison, config)
+        best_seed = select_seed(subject, inputs, comparison, chunks, config)
+    compared: dict[str, Comparison] = {}
+    if names := control_names(config):
+        queries = controls.first_batches(inputs.evaluation, config.controls.num_examples)
+        total = len(names) * int(np.sum(queries.example >= 0)) * len(config.seeds)
+        trained = controls.Trained(subject, chosen, inputs, queries)
+        with stages.stage("controls", "the same on controls", total) as advance:
+            rest = (config, chunks, advance)
+            compared = controls.compare(trained, ("data", "update"), *rest)
+            # Models that were never trained come last: the trained weights make room for them.
+            subject = dataclasses.replace(subject, params=controls.only_kept(subject.params))
+            trained = dataclasses.replace(trained, subject=subject)
+            compared |= controls.compare(trained, ("model",), *rest)
+    return Measured(chosen, comparison, best_seed, compared)
+
+
 def shapes(decoder: DecoderConfig) -> Params:
     """The decoder's parameters as shapes, costing no memory."""
     return jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
 
 
 def identity(
-    config: ConfigDict, checkpoint: checkpoints.Checkpoint, job: Job, mesh: jax.sharding.Mesh
+    config: ConfigDict, checkpoint: checkpoints.Checkpoint, inputs: Inputs, mesh: jax.sharding.Mesh
 ) -> dict[str, Any]:
     """What a job's numbers depend on beside its config; the same on every host."""
     files = {
         "model files": checkpoints.fingerprint(checkpoint.folder),
-        "data and prompts": job_fingerprint(job),
+        "data and prompts": fingerprint(inputs),
     }
     for what, value in files.items():
         processes.check_same(what, value)
@@ -166,9 +194,9 @@ def compute_dtype(config: ConfigDict) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def check_defined(job: Job, comparison: Comparison, config: ConfigDict) -> None:
+def check_defined(inputs: Inputs, comparison: Comparison, config: ConfigDict) -> None:
     """Raises a UserError that names an example, where any setting has no number to count."""
-    names = [job.names[i] for i in comparison.example]
+    names = [inputs.names[i] for i in comparison.example]
     causes = {
         "zero-shot": (comparison.logprob_zsl, OVERFLOW),
         "in-context": (comparison.logprob_icl, OVERFLOW),
@@ -182,12 +210,14 @@ def check_defined(job: Job, comparison: Comparison, config: ConfigDict) -> None:
         answers.check(setting, logprob, names, config.seeds, cause)
 
 
-def leave_out_undefined(job: Job, compared: dict[str, Comparison], config: ConfigDict) -> list[str]:
+def leave_out_undefined(
+    inputs: Inputs, compared: dict[str, Comparison], config: ConfigDict
+) -> list[str]:
     """Takes out the controls that have no number somewhere, and says so: the job itself stands."""
     left_out = []
     for name, comparison in list(compared.items()):
         try:
-            check_defined(job, comparison, config)
+            check_defined(inputs, comparison, config)
         except UserError as e:
             left_out.append(f"control {name} is left out: {e}")
             del compared[name]
@@ -195,12 +225,7 @@ def leave_out_undefined(job: Job, compared: dict[str, Comparison], config: Confi
 
 
 def select_seed(
-    programs: Programs,
-    params: Params,
-    job: Job,
-    comparison: Comparison,
-    at_once: int,
-    config: ConfigDict,
+    subject: Subject, inputs: Inputs, comparison: Comparison, chunks: Chunks, config: ConfigDict
 ) -> tuple[int, list[float]] | None:
     """The seed with the best ICL accuracy on the selection examples, and those accuracies."""
     if not config.select_seed:
@@ -208,16 +233,18 @@ def select_seed(
     if config.selection.split == "validation":
         logprob = comparison.logprob_icl
     else:
+        at_once = committed_seeds_at_once(subject, chunks, "compare-size")
         groups = seed_groups(len(config.seeds), at_once)
-        read = functools.partial(_read_states, programs, params, job)
-        logprob = np.concatenate([read(group) for group in groups])[: len(config.seeds)]
-        answers.check("in-context", logprob, job.selection_names, config.seeds, OVERFLOW)
-    accuracy = np.mean(answers.chosen(logprob) == job.selection_labels, -1)
+        logprob = np.concatenate([_read_states(subject, inputs, group) for group in groups])
+        logprob = logprob[: len(config.seeds)]
+        answers.check("in-context", logprob, inputs.selection_names, config.seeds, OVERFLOW)
+    accuracy = np.mean(answers.chosen(logprob) == inputs.selection_labels, -1)
     return int(accuracy.argmax()), accuracy.tolist()
 
 
-def _read_states(programs: Programs, params: Params, job: Job, group: np.ndarray) -> np.ndarray:
+def _read_states(subject: Subject, inputs: Inputs, group: np.ndarray) -> np.ndarray:
     """ICL's answer log-probabilities [seeds, N, Y] on the selection examples."""
-    states = encode_demonstrations(programs, params, job.demonstrations, group).state
+    programs, params = subject.programs, subject.params
+    states = encode_demonstrations(programs, params, subject.demonstrations, group).state
     score = functools.partial(programs.score_states, params, states)
-    return read_all(score, job.selection, programs.mesh, lambda: None, by_row=True)
+    return np.asarray(read_all(score, inputs.selection, programs.devices, by_row=True))

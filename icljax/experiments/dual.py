@@ -29,8 +29,8 @@ from rich.text import Text
 
 from icljax import attention, checkpoints
 from icljax.attention import Kind, Memory, Rates, kernels, mixing
-from icljax.comparison import settings
-from icljax.comparison.job import prepare
+from icljax.comparison import forward
+from icljax.comparison.inputs import prepare
 from icljax.errors import UserError
 from icljax.experiments import config as config_lib
 from icljax.experiments.config import check_types, is_count, is_seed, require
@@ -182,7 +182,7 @@ def demonstration_examples(config: ConfigDict, stages: Stages) -> Examples:
     with stages.stage("encode", "weights, keys and values", 1):
         decoder = dataclasses.replace(checkpoint.config, dtype="float32")
         params = checkpoints.load_params(checkpoint.folder, decoder)
-        encode = jax.jit(functools.partial(settings.encode, Decoder(decoder)))
+        encode = jax.jit(functools.partial(forward.encode, Decoder(decoder)))
         state = encode(params, demonstrations.context[0], demonstrations.context_valid[0])
         columns = demonstrations.columns[0][np.asarray(demonstrations.example[0]) >= 0]
         k, v = (np.asarray(x, np.float64)[:, columns] for x in (state.keys, state.values))

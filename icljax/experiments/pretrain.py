@@ -24,8 +24,9 @@ from icljax import checkpoints, metrics
 from icljax.attention import mixing
 from icljax.checkpoints import save
 from icljax.comparison import answers, statistics
-from icljax.comparison.job import Job, prepare
-from icljax.comparison.programs import encode_demonstrations, make_programs, read_all
+from icljax.comparison.inputs import Inputs, prepare
+from icljax.comparison.programs import encode_demonstrations, make_programs
+from icljax.comparison.reading import read_all
 from icljax.data import corpus
 from icljax.data.corpus import Corpus
 from icljax.errors import UserError
@@ -253,7 +254,7 @@ def _tokenizer(name: str) -> Tokenizer | None:
     return None if name == "bpe" else checkpoints.open_checkpoint(name).tokenizer
 
 
-def _prepare_tasks(config: ConfigDict, text: Corpus, stages: Stages) -> dict[str, Job]:
+def _prepare_tasks(config: ConfigDict, text: Corpus, stages: Stages) -> dict[str, Inputs]:
     """The classification tasks, laid out for models with this tokenizer and context."""
     decoder = decoder_config(config, split(config.variants)[0], corpus.num_ids(text.tokenizer))
     like = checkpoints.Checkpoint("", Path(), decoder, text.tokenizer, text.end, text.end)
@@ -280,7 +281,7 @@ def _variant_runs(
     text: Corpus,
     variant: str,
     mesh: Mesh,
-    jobs: dict[str, Job],
+    jobs: dict[str, Inputs],
     bar: Bar,
 ) -> list[dict[str, Any]]:
     """The results of one variant's seeds; those that `path` holds are read, not trained again."""
@@ -386,7 +387,7 @@ def _measure(
     }
 
 
-def _reader(decoder: DecoderConfig, job: Job, mesh: Mesh) -> Callable[[Params], Any]:
+def _reader(decoder: DecoderConfig, job: Inputs, mesh: Mesh) -> Callable[[Params], Any]:
     """A function from parameters to accuracies of ZSL and ICL, raw and batch-calibrated.
 
     Each is a list, one number a draw of demonstrations.
@@ -398,7 +399,7 @@ def _reader(decoder: DecoderConfig, job: Job, mesh: Mesh) -> Callable[[Params], 
 
     def accuracies(setting: str, params: Params, states: State) -> dict[str, list[float]]:
         score = functools.partial(programs.score_states, params, states)
-        logprob = read_all(score, job.evaluation, mesh, lambda: None, by_row=True)
+        logprob = np.asarray(read_all(score, job.evaluation, programs.devices, by_row=True))
         scores = {setting: logprob}
         if job.encoder.answers:  # in multiple choice each example has its own candidates
             scores[f"{setting} calibrated"] = np.asarray(metrics.calibrate(logprob))

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from icljax.comparison import settings
+from icljax.comparison import forward
 from icljax.models.decoder import Decoder, DecoderConfig, init_params
 from icljax.runtime import processes, sharding
 from icljax.types import Params
@@ -80,8 +80,8 @@ def mean_loss(model: Decoder, params: Params, blocks: jax.Array) -> jax.Array:
     """Mean negative log-probability, nats a token, of int32 [B, S + 1]: float32 []."""
     tokens, target = blocks[:, :-1], blocks[:, 1:]
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-    hidden = settings.forward(model, params, tokens, positions).hidden
-    logits = settings.unembed(model, params, hidden)
+    hidden = forward.hidden(model, params, tokens, positions).hidden
+    logits = forward.unembed(model, params, hidden)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, target))
 
 

@@ -414,7 +414,7 @@ class Decoder(nn.Module):
         c = self.config
         x = self.embed(tokens) * c.embed_scale
         if c.positions == "learned":
-            # Padding may stand beyond the table; what is read never does (`job.context_limit`).
+            # Padding may stand beyond the table; what is read never does (`inputs.context_limit`).
             last = c.context_length + c.position_offset - 1
             x = x + self.embed_positions(jnp.minimum(positions + c.position_offset, last))
         elif c.positions == "sinusoidal":

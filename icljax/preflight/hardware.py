@@ -1,15 +1,16 @@
 """Accelerators as their makers publish them, and what a text such as "v5e:4x4" asks for."""
 
+import dataclasses
 import math
 import re
-from typing import NamedTuple
 
 from icljax.errors import UserError
 
 _GIB, _GB, _TERA = 1 << 30, 10**9, 10**12
 
 
-class Chip(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Chip:
     """One accelerator, as JAX counts devices.
 
     Attributes:
@@ -50,7 +51,8 @@ SLICES = {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
 _GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
-class Topology(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Topology:
     """Chips that work together.
 
     Attributes:

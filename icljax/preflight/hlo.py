@@ -8,14 +8,16 @@ Bytes are an estimate: what each operation reads and writes in the device's main
 counted as slices; arrays that a TPU's compiler placed in on-chip memory do not count.
 """
 
+import dataclasses
 import functools
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
 
-COLLECTIVES = (
+from icljax.preflight.hlo_text import Computations, Instruction, parse
+
+COLLECTIVES = {
     "all-gather",
     "all-reduce",
     "all-to-all",
@@ -23,9 +25,7 @@ COLLECTIVES = (
     "collective-permute",
     "ragged-all-to-all",
     "reduce-scatter",
-)
-
-_BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128, "bf16": 16}
+}
 # They only rename what is there; the rest of control flow is walked through.
 _MOVES_NOTHING = {
     "add-dependency",
@@ -46,62 +46,10 @@ _MOVES_NOTHING = {
 _SLICES = {"dynamic-slice", "gather", "slice"}
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_SHAPE = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 
 
-class Shape(NamedTuple):
-    """An array; `space` is 0 in the device's main memory."""
-
-    dtype: str
-    dims: tuple[int, ...]
-    space: int = 0
-
-    @property
-    def size(self) -> int:
-        """Elements."""
-        return math.prod(self.dims)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes, without padding."""
-        known = _BITS.get(self.dtype)
-        bits = known if known is not None else int(re.findall(r"\d+", self.dtype)[0])
-        return -(-self.size * bits // 8)
-
-    @property
-    def main_bytes(self) -> int:
-        """Bytes in main memory: none for an array placed on the chip."""
-        return 0 if self.space else self.bytes
-
-
-class Instruction(NamedTuple):
-    """One line: the arrays it gives (several for a tuple), and what it is given."""
-
-    name: str
-    shapes: tuple[Shape, ...]
-    opcode: str
-    given: str
-    text: str
-    root: bool
-
-    @property
-    def operands(self) -> list[str]:
-        """Names of the instructions that it is given."""
-        return re.findall(r"%([\w.\-]+)", self.given)
-
-    def attribute(self, pattern: str) -> str:
-        """The first group of `pattern` in the attributes, or an empty text."""
-        found = re.search(pattern, self.text)
-        return found.group(1) if found else ""
-
-    def numbers(self, name: str) -> tuple[int, ...]:
-        """The numbers of an attribute such as lhs_contracting_dims={1,2}."""
-        return tuple(int(x) for x in re.findall(r"\d+", self.attribute(rf"\b{name}={{([\d,]*)}}")))
-
-
-class Collective(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Collective:
     """One communication between devices.
 
     Attributes:
@@ -129,14 +77,16 @@ class Collective(NamedTuple):
         )
 
 
-class Work(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Work:
     """One operation: FLOPs of its matrix products, bytes it moves in main memory."""
 
     flops: float
     bytes: float
 
 
-class Cost(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Cost:
     """What a program does on one device, each with the number of times it is done."""
 
     work: Counter[Work]
@@ -159,15 +109,10 @@ class Cost(NamedTuple):
 
     def plus(self, other: "Cost", times: int = 1) -> "Cost":
         """This and `other`, done `times` times."""
-        mine = Cost(self.work.copy(), self.collectives.copy())
-        for work, count in other.work.items():
-            mine.work[work] += count * times
-        for collective, count in other.collectives.items():
-            mine.collectives[collective] += count * times
-        return mine
-
-
-Computations = dict[str, dict[str, Instruction]]
+        return Cost(
+            self.work + Counter({work: n * times for work, n in other.work.items()}),
+            self.collectives + Counter({c: n * times for c, n in other.collectives.items()}),
+        )
 
 
 def analyze(text: str) -> Cost:
@@ -197,57 +142,6 @@ def analyze(text: str) -> Cost:
     return of(entry)
 
 
-def parse(text: str) -> tuple[Computations, str]:
-    """The computations by name, each its instructions by name, and the entry's name.
-
-    Raises:
-        ValueError: when there is no entry computation in the text.
-    """
-    computations: Computations = {}
-    entry, current = "", {}
-    for line in text.splitlines():
-        if header := _HEADER.match(line):
-            current = computations[header.group(2)] = {}
-            entry = header.group(2) if header.group(1) else entry
-        elif found := _INSTRUCTION.match(line):
-            instruction = _instruction(found.group(2), found.group(3), bool(found.group(1)))
-            current[instruction.name] = instruction
-    if not entry:
-        raise ValueError("no ENTRY computation in the text; give compiled.as_text()")
-    return computations, entry
-
-
-def _instruction(name: str, rest: str, root: bool) -> Instruction:
-    """`SHAPE opcode(operands), attributes`; shapes and operands may hold brackets themselves."""
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    opening = rest.index("(", end)
-    closing = _closing(rest, opening)
-    return Instruction(
-        name,
-        tuple(_shapes(rest[:end])),
-        rest[end:opening].strip(),
-        rest[opening + 1 : closing],
-        rest[closing:],
-        root,
-    )
-
-
-def _closing(text: str, start: int) -> int:
-    depth = 0
-    for found in re.finditer(r"[()]", text[start:]):
-        depth += 1 if found.group() == "(" else -1
-        if depth == 0:
-            return start + found.start()
-    raise ValueError(f"unbalanced brackets: {text[:80]}")
-
-
-def _shapes(text: str) -> Iterator[Shape]:
-    for dtype, dims, layout in _SHAPE.findall(text):
-        space = re.search(r"S\((\d+)\)", layout)
-        sizes = tuple(int(x.removeprefix("<=")) for x in dims.split(",") if x)
-        yield Shape(dtype, sizes, int(space.group(1)) if space else 0)
-
-
 def _calls(
     instruction: Instruction, computations: Computations, of: "functools._lru_cache_wrapper[Cost]"
 ) -> Iterator[tuple[str, int]]:
@@ -272,17 +166,9 @@ def trip_count(loop: Instruction, computations: Computations) -> int:
     if known := loop.attribute(r"known_trip_count\W+n\W+(\d+)"):
         return int(known)
     condition = computations[loop.attribute(r"condition=%?([\w.\-]+)")]
-    bounds = [int(value) for i in condition.values() if (value := _integer(i))]
+    numbers = (i.given for i in condition.values() if i.opcode == "constant")
+    bounds = [int(given) for given in numbers if given.isdecimal()]
     return bounds[0] if len(bounds) == 1 else 1
-
-
-def _integer(instruction: Instruction) -> str:
-    """The value of a whole number's constant, or an empty text."""
-    return (
-        instruction.given
-        if instruction.opcode == "constant" and (instruction.given.isdecimal())
-        else ""
-    )
 
 
 def _own(instruction: Instruction, around: dict[str, Instruction]) -> Cost:
@@ -297,7 +183,7 @@ def _own(instruction: Instruction, around: dict[str, Instruction]) -> Cost:
     elif instruction.opcode == "convolution":
         flops = _convolution_flops(instruction, inputs)
     work = Work(flops, _moved(instruction, inputs))
-    return Cost(Counter({work: 1} if any(work) else {}), Counter())
+    return Cost(Counter({work: 1} if work.flops or work.bytes else {}), Counter())
 
 
 def _collective(kind: str, instruction: Instruction, inputs: list[Instruction]) -> Collective:
@@ -411,10 +297,10 @@ def _fused(
         kept = sum(shape.bytes for shape in fusion.shapes) * collective.group
         if collective.kind == "all-reduce" and kept == collective.bytes:
             name = fusion.attribute(r'op_name="([^"]*)"')
-            collective = collective._replace(kind="reduce-scatter", op_name=name)
+            collective = dataclasses.replace(collective, kind="reduce-scatter", op_name=name)
         collectives[collective] = times
     work = Work(inner.flops, _moved_by_fusion(fusion, around, computations))
-    return Cost(Counter({work: 1} if any(work) else {}), Counter(collectives))
+    return Cost(Counter({work: 1} if work.flops or work.bytes else {}), Counter(collectives))
 
 
 def _moved_by_fusion(

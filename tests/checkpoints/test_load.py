@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from icljax.checkpoints import from_gguf
 from icljax.checkpoints import load as checkpoints
-from icljax.comparison import settings
+from icljax.comparison import finetune
 from icljax.errors import UserError
 from icljax.models.decoder import Decoder, Rope, init_params
 from icljax.runtime import downloads
@@ -286,10 +286,12 @@ def test_half_precision_files(tmp_path, stored):
 def test_only_trained_leaves_stay_float32(tmp_path, make):
     _, exact = load(make(tmp_path))
     _, params = load(tmp_path, dtype="bfloat16")
-    assert_same(settings.key_value(params), settings.key_value(exact))
-    assert {x.dtype for x in jax.tree.leaves(settings.key_value(params))} == {jnp.dtype("float32")}
+    assert_same(finetune.kv_params_of(params), finetune.kv_params_of(exact))
+    assert {x.dtype for x in jax.tree.leaves(finetune.kv_params_of(params))} == {
+        jnp.dtype("float32")
+    }
     none = {"key": {}, "value": {}}
-    others = jax.tree.leaves(settings.with_key_value(params, none))
+    others = jax.tree.leaves(finetune.with_kv_params(params, none))
     assert {x.dtype for x in others} == {jnp.dtype("bfloat16")}
 
 

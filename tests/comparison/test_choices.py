@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from icljax import checkpoints
-from icljax.comparison import job, settings
+from icljax.comparison import forward, inputs
 from icljax.experiments import config as config_lib
 from icljax.models.decoder import Decoder
 from tests.conftest import WORDS
@@ -77,7 +77,7 @@ def our_scores(prepared, model, params, in_context):
     d = prepared.demonstrations
     first = np.arange(d.context.shape[1]) < len(prepared.encoder.bos)
     valid = d.context_valid[0] if in_context else first
-    encode, read = (jax.jit(f, static_argnums=0) for f in (settings.encode, settings.read))
+    encode, read = (jax.jit(f, static_argnums=0) for f in (forward.encode, forward.read))
     state = encode(model, params, jnp.asarray(d.context[0]), jnp.asarray(valid))
     queries = prepared.evaluation
     out = np.full((len(prepared.labels), queries.target.shape[3]), np.nan)
@@ -91,7 +91,7 @@ def our_scores(prepared, model, params, in_context):
 def compare(config, folder, peer, in_context):
     """Returns the share of equal choices, the peer's accuracy and the largest difference."""
     checkpoint = checkpoints.open_checkpoint(config.model)
-    prepared = job.prepare(config, checkpoint, print)
+    prepared = inputs.prepare(config, checkpoint, print)
     model = Decoder(checkpoint.config)
     params = checkpoints.load_params(checkpoint.folder, model.config)
     ours = our_scores(prepared, model, params, in_context)

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 
 from icljax import checkpoints
-from icljax.comparison import settings
+from icljax.comparison import finetune
 from icljax.comparison.pairs import Similarity
-from icljax.comparison.programs import compare_settings, make_programs
+from icljax.comparison.programs import Subject, make_programs
+from icljax.comparison.reading import compare_settings
 from icljax.data import prompts
 from icljax.data.datasets import Split
 from icljax.data.prompts import Query
 from icljax.data.tasks import Task
 from icljax.experiments import config as config_lib
 from icljax.runtime import sharding
+from icljax.runtime.chunks import Chunks
 from tests.conftest import WORDS, make_tokenizer
 
 SEEDS, DEMONSTRATIONS = 2, 3
@@ -39,6 +41,16 @@ ODD = {
 }
 TEXTS = [*ODD.values(), *(" ".join(WORDS[i : i + 3 + i]) for i in range(8))]
 RANKS = ("kendall", "recall")
+
+
+class Uncommitted(Chunks):
+    """Every chunk is computed, and none is written."""
+
+    def __init__(self):
+        pass
+
+    def once(self, name, compute):
+        return compute()
 
 
 @pytest.fixture(scope="module")
@@ -65,26 +77,20 @@ def model(tiny_folder):
     key = jax.random.key(0)
     leaves = jax.tree.map(
         lambda x: np.stack([x + 0.05 * jax.random.normal(key, x.shape) for _ in range(SEEDS)]),
-        settings.key_value(params),
+        finetune.kv_params_of(params),
     )
     compared, (layers, _, heads, width) = (
         demonstrations.columns.shape[1],
         params["layers"]["attention"]["query"]["kernel"].shape,
     )
-    tuned = leaves, jax.random.normal(key, (SEEDS, layers, compared, heads * width))
+    queries_of = jax.random.normal(key, (SEEDS, layers, compared, heads * width))
+    learned = finetune.Learned(leaves, queries_of)
+    subject = Subject(programs, params, demonstrations)
 
     def read(chosen, tokens_per_batch=256, row_length=64):
         packed = prompts.pack([queries[i] for i in chosen], tokens_per_batch, row_length)
-        return compare_settings(
-            programs,
-            params,
-            lambda seeds: tuned,
-            demonstrations,
-            packed,
-            SEEDS,
-            lambda _, read: read(),
-            lambda _: None,
-        )
+        rest = (packed, Uncommitted(), "test", lambda _: None)
+        return compare_settings(subject, lambda seeds: learned, *rest)
 
     return read, functools.cache(lambda: read(range(len(TEXTS))))
 

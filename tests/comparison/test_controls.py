@@ -3,16 +3,15 @@
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
 
 from icljax import catalog, checkpoints
-from icljax.comparison import controls, grid, job, programs, settings
+from icljax.comparison import changes, controls, finetune, grid, inputs, memory, programs, reading
 from icljax.data import tasks
 from icljax.errors import UserError
 from icljax.experiments import config
 from icljax.runtime import sharding
 from icljax.runtime.chunks import Chunks
-from icljax.runtime.progress import Stages
+from tests.comparison.test_company import Uncommitted
 from tests.experiments.test_compare import tiny_config
 
 
@@ -25,47 +24,31 @@ def started(tiny_folder, reviews, tmp_path_factory):
         **{"seeds": (1, 2, 3), "finetune.runs_at_once": 2, "controls.names": ("all",)},
     )
     checkpoint = checkpoints.open_checkpoint(cfg.model)
-    prepared = job.prepare(cfg, checkpoint, lambda _: None)
+    prepared = inputs.prepare(cfg, checkpoint, lambda _: None)
     params = checkpoints.load_params(checkpoint.folder, checkpoint.config)
     mesh = sharding.make_mesh(1, 1)
     made = programs.make_programs(checkpoint.config, cfg, prepared.encoder.bos, 4, mesh)
     chunks = Chunks(tmp_path_factory.mktemp("work"), {}, print)
-    stages = Stages(Console(quiet=True))
-    chosen = grid.finetune_grid(
-        made,
-        params,
-        prepared.demonstrations,
-        prepared.selection,
-        prepared.selection_labels,
-        cfg,
-        chunks,
-        stages,
-    )
-    trained = controls.Trained(made, params, chosen, prepared, prepared.selection)
+    subject = programs.Subject(made, params, prepared.demonstrations)
+    selection = (prepared.selection, prepared.selection_labels)
+    chosen = grid.finetune_grid(subject, *selection, cfg, chunks, lambda _: None)
+    trained = controls.Trained(subject, chosen, prepared, prepared.selection)
     return cfg, checkpoint, trained, chunks
 
 
-def compared(started, finetuned, demonstrations=None):
+def compared(started, learned):
     """The chosen runs, or others, on the selection examples."""
-    _, _, trained, _ = started
-    return programs.compare_settings(
-        trained.programs,
-        trained.params,
-        finetuned,
-        trained.job.demonstrations if demonstrations is None else demonstrations,
-        trained.job.selection,
-        3,
-        lambda _, read: read(),
-        lambda _: None,
-    )
+    trained = started[2]
+    rest = (trained.inputs.selection, Uncommitted(), "test", lambda _: None)
+    return reading.compare_settings(trained.subject, learned, *rest)
 
 
 def test_the_grid_keeps_what_a_comparison_of_the_chosen_run_gives(started):
     """`score` and `compare` are two programs; the first reads ICL once for all rates of a seed."""
     chosen = started[2].chosen
-    same = compared(started, chosen.finetuned)
+    same = compared(started, chosen.learned)
     at = np.arange(3), chosen.rate_index
-    right = same.logprob_ft.argmax(-1) == started[2].job.selection_labels
+    right = same.logprob_ft.argmax(-1) == started[2].inputs.selection_labels
     np.testing.assert_array_equal(chosen.dose.correct[at], right)
     for name, values in same.similarity._asdict().items():
         values = values.mean(-1) if values.ndim == 4 else values
@@ -76,10 +59,10 @@ def test_the_grid_keeps_what_a_comparison_of_the_chosen_run_gives(started):
 
 
 def test_controls_of_the_update(started):
-    cfg, checkpoint, trained, chunks = started
-    got = controls.compare(trained, checkpoint.config, ("update",), cfg, chunks, lambda _: None)
+    cfg, _, trained, chunks = started
+    got = controls.compare(trained, ("update",), cfg, chunks, lambda _: None)
     assert list(got) == ["perturbation", "other_seed"]
-    own = compared(started, trained.chosen.finetuned)
+    own = compared(started, trained.chosen.learned)
     for comparison in got.values():
         np.testing.assert_allclose(comparison.logprob_icl, own.logprob_icl, atol=1e-5)
         assert np.abs(comparison.logprob_ft - own.logprob_ft).max() > 1e-3
@@ -91,10 +74,10 @@ def test_controls_of_the_update(started):
 
 def test_a_perturbation_is_as_large_as_the_update(started):
     trained = started[2]
-    base = settings.key_value(trained.params)
-    tuned, _ = trained.chosen.finetuned([0, 1])
-    random = controls.perturbed(base, tuned, np.asarray([0, 1], np.int32), 0)
-    for before, after, other in zip(*map(jax.tree.leaves, (base, tuned, random)), strict=True):
+    base = finetune.kv_params_of(trained.subject.params)
+    own = trained.chosen.learned([0, 1]).kv_params
+    random = trained.subject.programs.perturb(base, own, np.asarray([0, 1], np.int32))
+    for before, after, other in zip(*map(jax.tree.leaves, (base, own, random)), strict=True):
         ours, theirs = (np.asarray(x - before[None]).reshape(2, 3, -1) for x in (after, other))
         norms = np.linalg.norm(ours, axis=-1)
         np.testing.assert_allclose(np.linalg.norm(theirs, axis=-1), norms, rtol=1e-4)
@@ -105,9 +88,9 @@ def test_a_perturbation_is_as_large_as_the_update(started):
 
 def test_changed_demonstrations(started):
     trained = started[2]
-    own, changed = trained.job.demonstrations, trained.job.changed
+    own, changed = trained.inputs.demonstrations, trained.inputs.changed
     assert list(changed) == ["permuted_labels", "other_answers", "shuffled_tokens"]
-    negative, positive = (a[0] for a in trained.job.encoder.answers)
+    negative, positive = (a[0] for a in trained.inputs.encoder.answers)
     length = own.train_length
 
     def examples(demonstrations):
@@ -125,7 +108,7 @@ def test_changed_demonstrations(started):
     assert [e[-1] for e in shuffled] == [e[-1] for e in ours]
     assert [sorted(e[1:]) for e in shuffled] == [sorted(e[1:]) for e in ours]
     assert all(a != b for a, b in zip(shuffled, ours, strict=True))
-    others = trained.job.encoder.tokenizer.decode(changed["other_answers"].context[0].tolist())
+    others = trained.inputs.encoder.tokenizer.decode(changed["other_answers"].context[0].tolist())
     assert "World" in others or "Sports" in others
     assert "Sentiment: Positive" not in others
     assert jax.tree.map(np.shape, own) == jax.tree.map(np.shape, changed["other_answers"])
@@ -133,13 +116,13 @@ def test_changed_demonstrations(started):
 
 def test_words_of_another_task():
     own = tasks.get_task("sst5")
-    assert job.other_words(own, "") == tasks.TASKS["trec"].answers  # AG News has too few
-    assert job.other_words(own, "subj") == ("objective", "subjective")
-    assert job.other_words(tasks.get_task("agnews"), "") == tasks.TASKS["trec"].answers
+    assert changes.other_words(own, "") == tasks.TASKS["trec"].answers  # AG News has too few
+    assert changes.other_words(own, "subj") == ("objective", "subjective")
+    assert changes.other_words(tasks.get_task("agnews"), "") == tasks.TASKS["trec"].answers
     with pytest.raises(UserError, match="unknown task"):
-        job.other_words(own, "sts2")
+        changes.other_words(own, "sts2")
     with pytest.raises(UserError, match="multiple choice"):
-        job.other_words(own, "piqa")
+        changes.other_words(own, "piqa")
 
 
 @pytest.mark.parametrize(
@@ -149,10 +132,10 @@ def test_words_of_another_task():
 )
 def test_runs_at_once_are_shares_of_seeds(started, runs, seeds, data, expected):
     cfg, _, trained, _ = started
-    one = jax.tree.map(lambda x: np.repeat(x[:1], seeds, 0), trained.job.demonstrations)
+    one = jax.tree.map(lambda x: np.repeat(x[:1], seeds, 0), trained.inputs.demonstrations)
     cfg = cfg.copy_and_resolve_references()
     cfg.finetune.runs_at_once = 4 * data
-    at_once = grid.runs_at_once(cfg, trained.params, one, runs, data)
+    at_once = memory.runs_at_once(cfg, trained.subject.params, one, runs, 3 << 30, data)
     assert at_once == expected
     assert runs // seeds % (at_once // data) == 0 or (at_once // data) % (runs // seeds) == 0
 
@@ -160,11 +143,11 @@ def test_runs_at_once_are_shares_of_seeds(started, runs, seeds, data, expected):
 def test_names_of_controls():
     cfg = config.default()
     cfg.controls.names = ("all",)
-    assert job.control_names(cfg) == tuple(catalog.CONTROLS)
+    assert inputs.control_names(cfg) == tuple(catalog.CONTROLS)
     cfg.seeds = (7,)
-    assert "other_seed" not in job.control_names(cfg)
+    assert "other_seed" not in inputs.control_names(cfg)
     cfg.controls.names = ("perturbation", "untrained", "perturbation")
-    assert job.control_names(cfg) == ("untrained", "perturbation")
+    assert inputs.control_names(cfg) == ("untrained", "perturbation")
 
 
 def test_every_control_has_its_own_computation():
@@ -173,17 +156,19 @@ def test_every_control_has_its_own_computation():
     for name, control in catalog.CONTROLS.items():
         kinds.setdefault(control.kind, set()).add(name)
     assert kinds.pop("model") == controls.WEIGHTS.keys() - {"trained"}
-    assert kinds.pop("data") == job._CHANGES.keys()
+    assert kinds.pop("data") == changes._CHANGES.keys()
     assert kinds.pop("update") == controls._UPDATES.keys()
     assert not kinds
 
 
 def test_an_unknown_control_is_refused(started, monkeypatch):
     """`shuffled_update` ran the perturbation, and `fresh` weights kept the embeddings."""
-    cfg, checkpoint, trained, chunks = started
+    cfg, _, trained, chunks = started
     with pytest.raises(UserError, match="weights is 'fresh'; expected one of trained, untrained"):
-        controls.reinitialize(trained.params, checkpoint.config, "fresh", 0)
+        controls.reinitialize(
+            trained.subject.params, "fresh", trained.subject.programs.initialize, 0
+        )
     odd = catalog.Control("", "", "", "update")
     monkeypatch.setitem(catalog.CONTROLS, "shuffled_update", odd)
     with pytest.raises(UserError, match="update control is 'shuffled_update'; expected one of oth"):
-        controls.compare(trained, checkpoint.config, ("update",), cfg, chunks, lambda _: None)
+        controls.compare(trained, ("update",), cfg, chunks, lambda _: None)

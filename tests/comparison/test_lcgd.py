@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icljax.comparison import settings
+from icljax.comparison import finetune
 from icljax.errors import UserError
 from icljax.models.decoder import Decoder, DecoderConfig, Rope
 
@@ -65,11 +65,11 @@ def params_of(config):
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def ours(config, params, leaves, tokens, length, method):
-    return settings.gradients(Decoder(config), params, leaves, tokens, length, method)
+    return finetune.gradients(Decoder(config), params, leaves, tokens, length, method)
 
 
 def by_method(config, params, method):
-    return ours(config, params, settings.key_value(params), TOKENS, LENGTH, method)
+    return ours(config, params, finetune.kv_params_of(params), TOKENS, LENGTH, method)
 
 
 # ---- The reference -----------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_later_layers_do_not_matter(method):
 def test_only_the_last_layers_gradient_is_that_of_gradient_descent():
     params = params_of(LLAMA)
     (gd, gd_loss, gd_queries), (lcgd, loss, queries), (attention, *_) = (
-        by_method(LLAMA, params, method) for method in settings.METHODS
+        by_method(LLAMA, params, method) for method in finetune.METHODS
     )
     least, most = differences(lcgd, gd)
     assert np.all(least[:-1] > 0.1)
@@ -226,7 +226,7 @@ def test_only_the_last_layers_gradient_is_that_of_gradient_descent():
 def test_finetuning_is_steps_one_after_the_other(method):
     train = np.random.default_rng(3).integers(2, 50, (2, 3, 12)).astype(np.int32)
     rates, lengths = np.array([0.05, 0.2], np.float32), np.array([[9, 9, 9], [9, 9, 0]])
-    tuned = jax.jit(settings.finetune, static_argnums=(0, 6))(
+    tuned = jax.jit(finetune.finetune, static_argnums=(0, 6))(
         Decoder(LLAMA), params_of(LLAMA), rates, train, lengths, None, method
     )
     for r, steps in ((0, 3), (1, 2)):  # the second run has one demonstration less
@@ -236,10 +236,10 @@ def test_finetuning_is_steps_one_after_the_other(method):
             np.testing.assert_allclose(tuned.loss[r, e], loss, rtol=1e-5)
             got = tuned.queries[r, :, e * 12 : e * 12 + LENGTH]
             np.testing.assert_allclose(got, queries, atol=1e-5)
-            leaves = settings.key_value(params)
+            leaves = finetune.kv_params_of(params)
             leaves = jax.tree.map(lambda w, g, rate=rates[r]: w - rate * g, leaves, gradient)
-            params = settings.with_key_value(params, leaves)
-        assert_close(jax.tree.map(lambda x, r=r: x[r], tuned.key_value), leaves)
+            params = finetune.with_kv_params(params, leaves)
+        assert_close(jax.tree.map(lambda x, r=r: x[r], tuned.kv_params), leaves)
     assert tuned.loss[1, 2] == 0
 
 
@@ -247,7 +247,7 @@ def test_logits_of_one_layer_are_in_memory_at_a_time():
     def temporary(layers, method):
         config = dataclasses.replace(LLAMA, num_layers=layers, vocab_size=20_000)
         params = jax.eval_shape(lambda: params_of(config))
-        leaves = settings.key_value(params)
+        leaves = finetune.kv_params_of(params)
         lowered = ours.lower(config, params, leaves, TOKENS, LENGTH, method)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
@@ -258,7 +258,7 @@ def test_logits_of_one_layer_are_in_memory_at_a_time():
 def test_an_unknown_method_is_refused():
     message = r"finetune.method is 'sgd'; expected one of gd, lcgd, lcgd_attention"
     with pytest.raises(UserError, match=message):
-        settings.finetune(
+        finetune.finetune(
             Decoder(LLAMA),
             params_of(LLAMA),
             np.ones(1),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from icljax.comparison import pairs
-from icljax.comparison.settings import Records
+from icljax.comparison.forward import Records
 from icljax.models.decoder import AttentionRecord, Rope, State, rotate
 
 L, B, S, G, K, A = 2, 2, 9, 3, 4, 2

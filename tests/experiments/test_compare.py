@@ -1,5 +1,6 @@
 """The whole job on a tiny model and made-up reviews: files, reruns, refusals, invariances."""
 
+import functools
 import io
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from icljax import checkpoints, metrics
-from icljax.comparison import controls, grid, job
+from icljax.comparison import controls, inputs, memory, programs
 from icljax.errors import UserError
 from icljax.experiments import compare
 from icljax.experiments import config as config_lib
@@ -141,7 +142,7 @@ def test_unwritable_workdir_is_refused(tiny_folder, reviews, tmp_path):
 
 def test_batching_does_not_change_anything(done, tiny_folder, reviews, tmp_path, monkeypatch):
     """Fewer queries, runs and seeds at once."""
-    monkeypatch.setattr(grid, "seeds_at_once", lambda *_: 1)
+    monkeypatch.setattr(memory, "seeds_at_once", lambda *_: 1)
     small = tiny_config(
         tiny_folder, reviews, **{"eval.tokens_per_batch": 256, "finetune.runs_at_once": 3}
     )
@@ -157,7 +158,7 @@ def test_batching_does_not_change_anything(done, tiny_folder, reviews, tmp_path,
 def test_demonstrations_are_dropped_for_icl_and_ft_alike(tiny_folder, reviews):
     config = tiny_config(tiny_folder, reviews, **{"prompt.max_length": 90})
     notes: list[str] = []
-    made = job.prepare(config, checkpoints.open_checkpoint(config.model), notes.append)
+    made = inputs.prepare(config, checkpoints.open_checkpoint(config.model), notes.append)
     assert max(made.used) < 4
     assert min(made.used) >= 1
     assert any("Demonstrations used" in note for note in notes)
@@ -211,8 +212,11 @@ def test_one_bad_rate_is_passed_over(tiny_folder, reviews, tmp_path):
 def test_untrained_weights_keep_what_they_say(tiny_folder):
     checkpoint = checkpoints.open_checkpoint(str(tiny_folder))
     params = checkpoints.load_params(checkpoint.folder, checkpoint.config)
-    kept = controls.reinitialize(params, checkpoint.config, "untrained_keep_embeddings", 0)
-    fresh = controls.reinitialize(params, checkpoint.config, "untrained", 0)
+    initialize = functools.partial(programs.initialize, checkpoint.config)
+    kept, fresh = (
+        controls.reinitialize(params, weights, initialize, 0)
+        for weights in ("untrained_keep_embeddings", "untrained")
+    )
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path)
         same = [
@@ -317,8 +321,8 @@ def test_a_number_that_is_not_one_ends_the_job_and_spares_the_rest(
     """A control with NaN is left out and named; with NaN of its own the job says where."""
     compare = controls.compare
 
-    def broken(trained, decoder, kinds, *rest):
-        out = compare(trained, decoder, kinds, *rest)
+    def broken(trained, kinds, *rest):
+        out = compare(trained, kinds, *rest)
         for comparison in out.values():
             comparison.logprob_ft[1, 2] = np.nan
         return out

@@ -10,7 +10,7 @@ import pytest
 
 from icljax.attention import Kind
 from icljax.attention.mixing import Past, parse_kinds
-from icljax.comparison import settings
+from icljax.comparison import forward
 from icljax.errors import UserError
 from icljax.models import families
 from icljax.models.architectures import ARCHITECTURES, PUBLISHED
@@ -443,7 +443,7 @@ def params_of(config):
 
 @functools.cache
 def reader(config):
-    return jax.jit(functools.partial(settings.forward, Decoder(config)))
+    return jax.jit(functools.partial(forward.hidden, Decoder(config)))
 
 
 def test_a_token_sees_its_window():
@@ -452,7 +452,7 @@ def test_a_token_sees_its_window():
 
     def last(embedding):
         params = params_of(config) | {"embed": {"embedding": embedding}}
-        hidden = settings.forward(Decoder(config), params, TOKENS, AT).hidden
+        hidden = forward.hidden(Decoder(config), params, TOKENS, AT).hidden
         return jnp.sum(jnp.sin(hidden[0, -1]))
 
     gradient = jax.jit(jax.grad(last))(params_of(config)["embed"]["embedding"])
@@ -474,7 +474,7 @@ def test_windows_reach_into_the_state(changes):
     params = params_of(config)
     whole = reader(config)(params, TOKENS, AT).hidden[:, 9:]
     padded = jnp.pad(TOKENS[0, :9], (0, 3), constant_values=7)
-    encode = jax.jit(functools.partial(settings.encode, Decoder(config)))
+    encode = jax.jit(functools.partial(forward.encode, Decoder(config)))
     rest = (params, TOKENS[:, 9:], AT[:, 9:], None, encode(params, padded, jnp.arange(12) < 9))
     np.testing.assert_allclose(reader(config)(*rest).hidden, whole, atol=1e-4)
     unbounded = dataclasses.replace(config, attention=(Kind(),))

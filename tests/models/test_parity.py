@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from icljax import checkpoints
-from icljax.comparison import settings
+from icljax.comparison import finetune, forward
 from icljax.models import families
 from icljax.models.architectures import ARCHITECTURES
 from icljax.models.decoder import Decoder, DecoderConfig
 from icljax.types import Params
 from tests.checkpoints.test_load import ALICE
-from tests.comparison.test_settings import make_encoder, pack_once
+from tests.comparison.test_forward import make_encoder, pack_once
 from tests.conftest import make_tokenizer
 from tests.models.test_families import count
 
@@ -279,7 +279,7 @@ def test_logits_with_padding(pair):
 def test_record_at_one_position_per_row(pair):
     tokens, at = tokens_of(3, 24), np.array([[23], [11], [0]], np.int32)
     positions = np.broadcast_to(np.arange(24, dtype=np.int32), (3, 24))
-    record = jitted(pair, settings.forward, tokens, positions, None, None, at).record
+    record = jitted(pair, forward.hidden, tokens, positions, None, None, at).record
     seen = [look(pair.peer, row) for row in tokens]
     last = list(zip(seen, at[:, 0], strict=True))
     attn_out = np.stack([s.attn_out[:, i] for s, i in last], 1)
@@ -297,11 +297,11 @@ def test_state_and_queries_equal_whole_texts(pair):
     encoder = make_encoder(("very good film", "bad"))
     context = tokens_of(21, seed=5)
     padded = np.concatenate([context, np.zeros(11, np.int32)])
-    state = jitted(pair, settings.encode, padded, np.arange(32) < 21)
+    state = jitted(pair, forward.encode, padded, np.arange(32) < 21)
     texts = [tokens_of(n, seed=n).tolist() for n in (9, 20, 4)]
     packed = pack_once(texts, encoder.answers)
-    records = jitted(pair, settings.read, state, packed)
-    own, slot_of = settings.own_tokens(packed), packed.example.reshape(-1).tolist()
+    records = jitted(pair, forward.read, state, packed)
+    own, slot_of = forward.own_tokens(packed), packed.example.reshape(-1).tolist()
     for n, text in enumerate(texts):
         slot = slot_of.index(n)
         seen = look(pair.peer, [*context, *text])
@@ -376,7 +376,7 @@ def test_finetuning(pair, tmp_path):
     lengths, rates = [20, 5, 33], np.array([0.01, 0.1], np.float32)
     examples = [tokens_of(n, seed=n) for n in lengths]
     train = np.stack([np.pad(x, (0, 48 - len(x))) for x in examples])
-    tuned = settings.finetune(
+    tuned = finetune.finetune(
         pair.model, pair.params, rates, np.stack([train] * 2), np.array([lengths] * 2)
     )
     before = leaves_by_name(pair.params)
@@ -388,8 +388,8 @@ def test_finetuning(pair, tmp_path):
             got = tuned.queries[run, :, e * 48 : e * 48 + lengths[e]]
             close(pair, "finetuning queries", got, query, 1e-4)
         _, expected = our_params(peer, tmp_path)
-        leaves = jax.tree.map(lambda x, run=run: x[run], tuned.key_value)
-        ours = leaves_by_name(settings.with_key_value(pair.params, leaves))
+        leaves = jax.tree.map(lambda x, run=run: x[run], tuned.kv_params)
+        ours = leaves_by_name(finetune.with_kv_params(pair.params, leaves))
         for name, leaf in leaves_by_name(expected).items():
             if "attention.key" not in name and "attention.value" not in name:
                 np.testing.assert_array_equal(ours[name], leaf)

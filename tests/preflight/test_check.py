@@ -17,11 +17,12 @@ import pytest
 from rich.console import Console
 
 from icljax import checkpoints
-from icljax.comparison.job import prepare
+from icljax.comparison.inputs import prepare
 from icljax.errors import UserError
 from icljax.experiments import compare, pretrain
 from icljax.experiments import config as config_lib
-from icljax.preflight import check, hardware, hlo, workload
+from icljax.preflight import calls as calls_lib
+from icljax.preflight import check, costs, hardware, hlo, lengths, rows
 from icljax.runtime import sharding
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +37,8 @@ def sst2(model="fairseq-1.3b", **changes):
 
 
 def examined(config, topology, options=SHAPES_ONLY):
-    job = check.make_job(config, options)
-    return check.examine(job, hardware.parse(topology), options)
+    checked = check.make_checked(config, options)
+    return check.examine(checked, hardware.parse(topology), options)
 
 
 @pytest.mark.parametrize(
@@ -70,10 +71,10 @@ def test_made_up_prompts_are_as_long_as_the_tasks():
     """Means over the whole splits, counted when the quantiles were: SST-2, AG News, TREC."""
     means = {"sst2": (16.3, 28.2), "agnews": (77.4, 76.3), "trec": (15.8, 12.2)}
     for task, expected in means.items():
-        known = workload.LENGTHS[task]
-        got = [np.mean(workload.spread(q, 1000)) for q in (known.demonstrations, known.queries)]
+        known = lengths.LENGTHS[task]
+        got = [np.mean(lengths.spread(q, 1000)) for q in (known.demonstrations, known.queries)]
         np.testing.assert_allclose(got, expected, rtol=0.08)
-        assert max(workload.spread(known.queries, 10_000)) <= known.queries[-1]
+        assert max(lengths.spread(known.queries, 10_000)) <= known.queries[-1]
 
 
 def test_work_of_the_papers_job():
@@ -81,14 +82,18 @@ def test_work_of_the_papers_job():
         num_demonstrations=32, **{"eval.num_examples": 0, "eval.tokens_per_batch": 16_384}
     )
     decoder = check.model_decoder(sst2(model="fairseq-1.3b"))
-    work = workload.make_work(config, decoder, workload.LENGTHS["sst2"])
+    work = lengths.make_inputs(config, decoder, lengths.LENGTHS["sst2"])
     assert work.demonstrations.train.shape[:2] == (3, 32)
     assert int((work.evaluation.example >= 0).sum()) == 872
     assert int((work.selection.example >= 0).sum()) == 64
-    given = workload.lengths(config, 100, 20, 50)
-    work = workload.make_work(config, decoder, given)
+    given = lengths.lengths(config, 100, 20, 50)
+    work = lengths.make_inputs(config, decoder, given)
     assert int((work.evaluation.example >= 0).sum()) == 50
     assert work.demonstrations.train_length.max() == 102  # BOS, 100 tokens, the answer
+
+
+# Of `Programs`: once a control, in milliseconds.
+NOT_LISTED = {"initialize", "perturb", "devices"}
 
 
 class EndOfJobError(Exception):
@@ -118,8 +123,8 @@ def test_every_program_of_a_real_job_was_foreseen(tiny_folder, reviews, tmp_path
 
             return call
 
-        names = set(programs._fields) - {"mesh"}
-        return programs._replace(**{name: zeros(name) for name in names})
+        names = {field.name for field in dataclasses.fields(programs)} - NOT_LISTED
+        return dataclasses.replace(programs, **{name: zeros(name) for name in names})
 
     def end(*_):
         raise EndOfJobError
@@ -132,19 +137,14 @@ def test_every_program_of_a_real_job_was_foreseen(tiny_folder, reviews, tmp_path
 
     checkpoint = checkpoints.open_checkpoint(config.model)
     job = prepare(config, checkpoint, lambda _: None)
-    work = workload.Work(job.demonstrations, job.selection, job.evaluation, job.encoder.bos)
-    calls = workload.compare_calls(
-        config, checkpoint.config, work, sharding.make_mesh(1, 1), 1 << 33
-    )
+    mesh = sharding.make_mesh(1, 1)
+    calls = calls_lib.compare_calls(config, checkpoint.config, job, mesh, 1 << 33)
     foreseen: Counter = Counter()
     for call in calls:
-        if call.name != "stack":  # which is not among the job's programs
-            foreseen[call.name, signature(call.arguments)] += call.times
+        foreseen[call.name, signature(call.arguments)] += call.times
     assert seen.keys() == foreseen.keys()
     for (name, arguments), count in foreseen.items():
-        # Not every piece has a run that is better than those before.
-        times = seen[name, arguments]
-        assert times == count or (name == "pick" and times < count), name
+        assert seen[name, arguments] == count, name
 
 
 def signature(arguments):
@@ -157,7 +157,7 @@ def small():
     """A small decoder's job on one device, with its programs."""
     config = sst2("fairseq-125m", num_demonstrations=4, dtype="float32", **{"controls.names": ()})
     config.eval.tokens_per_batch, config.eval.num_examples = 512, 32
-    job = check.make_job(config, SHAPES_ONLY)
+    job = check.make_checked(config, SHAPES_ONLY)
     small = {"width": 48, "mlp_width": 96, "num_layers": 3, "vocab_size": 512, "head_width": 16}
     decoder = dataclasses.replace(job.decoder, num_heads=4, num_kv_heads=4, **small)
     job = dataclasses.replace(job, decoder=decoder)
@@ -168,7 +168,7 @@ def small():
 def test_what_programs_hand_each_other(small):
     calls, programs = small
     for call in calls:
-        program = getattr(programs, call.name, check._stack)
+        program = getattr(programs, call.name)
         out = jax.eval_shape(program, *call.arguments)
         if call.outputs is not None:
             assert signature(out) == signature(call.outputs), call.name
@@ -183,11 +183,11 @@ def test_closed_forms_are_what_is_compiled(small, name):
     np.testing.assert_allclose(cost.flops, call.estimate.flops, rtol=0.01)
     arguments = compiled.memory_analysis().argument_size_in_bytes
     # XLA leaves out what a program does not use.
-    assert arguments <= workload.device_bytes(call.arguments) * 1.001
+    assert arguments <= costs.device_bytes(call.arguments) * 1.001
 
 
 def test_a_larger_model_axis_needs_less_and_talks_more():
-    job = check.make_job(sst2("fairseq-13b"), SHAPES_ONLY)
+    job = check.make_checked(sst2("fairseq-13b"), SHAPES_ONLY)
     topology = hardware.parse("gpu:8xa100-40")
     one, four = (check.from_shapes(job, topology, model) for model in (1, 4))
     assert not one.fits
@@ -198,7 +198,7 @@ def test_a_larger_model_axis_needs_less_and_talks_more():
 
 def test_the_smallest_model_axis_that_fits_is_chosen():
     report = examined(sst2("fairseq-13b"), "gpu:8xa100-40")
-    job = check.make_job(sst2("fairseq-13b"), SHAPES_ONLY)
+    job = check.make_checked(sst2("fairseq-13b"), SHAPES_ONLY)
     assert report.asked.fits
     assert report.asked.model > 1
     smaller = check.from_shapes(job, report.asked.topology, report.asked.model // 2)
@@ -217,8 +217,8 @@ def test_the_smallest_topology():
 
 def test_what_is_held_beside_counts():
     """Controls are compared while the trained model's embeddings and norms are kept."""
-    rows = {row.name: row for row in examined(sst2(), "gpu:1xh100").asked.rows}
-    trained, control = rows["compare"], rows["control: compare"]
+    by_name = {row.name: row for row in examined(sst2(), "gpu:1xh100").asked.rows}
+    trained, control = by_name["compare"], by_name["control: compare"]
     assert control.calls == 4  # one batch of each control
     assert control.total == trained.total + control.beside
     assert 1 < control.beside / (2 * 50264 * 2048) < 1.01  # bfloat16
@@ -236,9 +236,9 @@ def test_seconds_of_an_operation_and_a_collective():
     topology = hardware.Topology("x", chip, 2, tpu=True)
     collective = hlo.Collective("all-gather", 10, 2, "")  # sends 10 bytes
     work = Counter({hlo.Work(200.0, 1.0): 3, hlo.Work(1.0, 70.0): 1})
-    got = check.seconds(hlo.Cost(work, Counter({collective: 2})), topology)
-    operations = 3 * 200 / (check.MATRIX_SHARE * 100) + 70 / (check.MEMORY_SHARE * 10)
-    talk = 2 * (10 / (check.LINK_SHARE * 5) + check.COLLECTIVE_SECONDS)
+    got = rows.seconds(hlo.Cost(work, Counter({collective: 2})), topology)
+    operations = 3 * 200 / (rows.MATRIX_SHARE * 100) + 70 / (rows.MEMORY_SHARE * 10)
+    talk = 2 * (10 / (rows.LINK_SHARE * 5) + rows.COLLECTIVE_SECONDS)
     assert math.isclose(got, operations + talk)
 
 
@@ -249,7 +249,7 @@ def test_pretraining():
     step = report.asked.rows[0]
     assert step.name == "softmax: step"
     assert step.calls == config.train.steps * len(config.seeds)
-    state = check.from_shapes(check.make_job(config, SHAPES_ONLY), report.asked.topology, 1)
+    state = check.from_shapes(check.make_checked(config, SHAPES_ONLY), report.asked.topology, 1)
     decoder = pretrain.decoder_config(config, "softmax", config.text.vocab_size)
     size = sum(x.size for x in jax.tree.leaves(compare.shapes(decoder)))
     assert state.rows[0].arguments >= 12 * size  # parameters and two moments, float32
@@ -270,16 +270,16 @@ def test_mistakes(changes, topology, message):
 
 
 def test_a_mesh_that_does_not_divide_says_which_would():
-    options = SHAPES_ONLY._replace(model_axis=16)
+    options = dataclasses.replace(SHAPES_ONLY, model_axis=16)
     with pytest.raises(UserError, match=r"--config.mesh.model may be 1, 2, 4, 8 *\)"):
         examined(sst2("fairseq-13b"), "gpu:16xh100", options)
 
 
 def test_a_compiler_that_gave_up_says_how_much_it_wanted():
     row = examined(sst2(), "gpu:1xh100").asked.rows[0]
-    row = row._replace(arguments=1 << 30, outputs=0, temporaries=0)
+    row = dataclasses.replace(row, arguments=1 << 30, outputs=0, temporaries=0)
     message = "Ran out of memory in memory space hbm. Used 20.00G of 15.75G hbm."
-    assert check._too_large(message, row) == 19 << 30
+    assert rows._too_large(message, row) == 19 << 30
 
 
 def command(*flags, cwd=ROOT):
@@ -317,22 +317,23 @@ def test_the_command_line(tmp_path):
 
 # The programs that read, for four chips of which pairs share a model.
 READING = """
+import dataclasses
 import json
 from icljax.experiments import config as config_lib
-from icljax.preflight import check, hardware
+from icljax.preflight import check, hardware, rows
 
 check.set_up()
 config = config_lib.default()
 config.task, config.model, config.seeds = "sst2", "fairseq-125m", (1, 2)
 config.controls.names = ()
-job = check.make_job(config, check.Options())
+job = check.make_checked(config, check.Options())
 guess = check.from_shapes(job, hardware.parse("v5e:2x2"), 2)
 mesh = check.tpu_mesh(guess)
 programs = job.programs(mesh, "")
 for call in job.calls(mesh, guess.topology.chip.memory):
     if call.name in ("encode", "score", "compare"):
-        row = check.compiled_row(getattr(programs, call.name), call, guess, -1.0)
-        print(json.dumps(row._asdict()))
+        row = rows.compiled_row(getattr(programs, call.name), call, guess, -1.0)
+        print(json.dumps(dataclasses.asdict(row)))
 """
 
 

@@ -17,7 +17,7 @@ from icljax.catalog import CONTROL_KINDS, CONTROLS, SETTINGS, SIMILARITIES
 from icljax.comparison import statistics
 from icljax.comparison.grid import Chosen, Dose
 from icljax.comparison.pairs import Similarity
-from icljax.comparison.programs import Comparison
+from icljax.comparison.reading import Comparison
 from icljax.data.tasks import get_task
 from icljax.experiments import config as config_lib
 from icljax.reports import claims, figures, job, markup, plots, rates, report

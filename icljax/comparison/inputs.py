@@ -5,7 +5,6 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,14 +12,15 @@ from ml_collections import ConfigDict
 
 from icljax import checkpoints
 from icljax.catalog import CONTROLS
+from icljax.comparison.changes import changed_demonstrations, other_words
 from icljax.data import datasets, joins, prompts, tasks
 from icljax.data.prompts import Demonstrations, Encoder, Queries, Query
-from icljax.errors import UserError, named
+from icljax.errors import UserError
 from icljax.models.decoder import DecoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Inputs:
     """Everything a comparison needs beside the weights.
 
     Attributes:
@@ -55,7 +55,7 @@ class Job:
 
 def prepare(
     config: ConfigDict, checkpoint: checkpoints.Checkpoint, note: Callable[[str], None]
-) -> Job:
+) -> Inputs:
     """Loads the data, draws the examples and lays out their tokens; `note` gets what is unusual.
 
     Raises:
@@ -75,61 +75,81 @@ def prepare(
     queries = readable_queries(encoder, dataset.validation, rows, vocab_size)
     selection = readable_queries(encoder, select_from, selection_rows, vocab_size)
 
-    limit = context_limit(config, checkpoint.config)
-    reserved = prompts.longest_query(queries + selection, config.record_position)
-    fit = functools.partial(prompts.fit, encoder=encoder, reserved=reserved, max_length=limit)
-    demonstrations = [
-        fit(demonstration_tokens(encoder, dataset.train, rows, vocab_size)) for rows in drawn
-    ]
+    fit = fitter(config, checkpoint.config, encoder, queries + selection)
+    tokens = [demonstration_tokens(encoder, dataset.train, rows, vocab_size) for rows in drawn]
+    demonstrations = [fit(of_seed) for of_seed in tokens]
     used = [len(d) for d in demonstrations]
-    kept = [rows[:count] for rows, count in zip(drawn, used, strict=True)]
-    words = other_words(task, config.controls.answers_of)
-
-    def change(name: str, rows: np.ndarray, seed: int) -> list[list[int]]:
-        rng = np.random.default_rng([seed, 1])
-        return fit(changed_demonstrations(name, encoder, dataset.train, rows, rng, words))
-
-    every = {"": demonstrations} | {
-        name: [change(name, *one) for one in zip(kept, config.seeds, strict=True)]
-        for name in control_names(config)
-        if CONTROLS[name].kind == "data"
-    }
-    by_name = _laid_out(every, encoder)
+    shown = [rows[:count] for rows, count in zip(drawn, used, strict=True)]
+    changed = _changed(config, encoder, dataset.train, shown, fit)
+    by_name = _laid_out({"": demonstrations} | changed, encoder)
     if min(used) < config.num_demonstrations:
         note(
             f"Demonstrations used: {used} of {config.num_demonstrations} (what the data holds and "
-            f"what fits in {limit} tokens), the same for ICL and FT."
+            f"what fits in {context_limit(config, checkpoint.config)} tokens), the same for ICL "
+            "and FT."
         )
     notes = joins.notes(
         encoder,
-        [joins.pieces(encoder.task, dataset.train, rows) for rows in kept],
+        [joins.pieces(encoder.task, dataset.train, rows) for rows in shown],
         joins.pieces(encoder.task, dataset.validation, rows)
         + joins.pieces(encoder.task, select_from, selection_rows),
     )
     for line in notes:
         note(line)
-    pack = functools.partial(
-        prompts.pack,
-        tokens_per_batch=batch_tokens(config),
-        score=config.prompt.score,
-        position=config.record_position,
-    )
-    return Job(
+    return Inputs(
         dataset=dataset,
         encoder=encoder,
         demonstrations=by_name.pop(""),
         changed=by_name,
         used=used,
-        selection=pack(selection),
+        selection=pack(config, selection),
         selection_labels=select_from.labels[selection_rows],
         selection_names=list(map(select_from.where, selection_rows)),
-        evaluation=pack(queries),
+        evaluation=pack(config, queries),
         labels=dataset.validation.labels[rows],
         names=list(map(dataset.validation.where, rows)),
         rows=dataset.validation.indices[rows],
         notes=tuple(notes),
         selected_on=selected_on(config, dataset, drawn, rows, selection_rows),
     )
+
+
+def fitter(
+    config: ConfigDict, decoder: DecoderConfig, encoder: Encoder, queries: list[Query]
+) -> Callable[[list[list[int]]], list[list[int]]]:
+    """A function from a seed's demonstrations to those that fit before any of these queries."""
+    reserved = prompts.longest_query(queries, config.record_position)
+    limit = context_limit(config, decoder)
+    return functools.partial(prompts.fit, encoder=encoder, reserved=reserved, max_length=limit)
+
+
+def pack(config: ConfigDict, queries: list[Query]) -> Queries:
+    """Queries in batches of the size and layout that the config asks for."""
+    size, score = batch_tokens(config), config.prompt.score
+    return prompts.pack(
+        queries, tokens_per_batch=size, score=score, position=config.record_position
+    )
+
+
+def _changed(
+    config: ConfigDict,
+    encoder: Encoder,
+    split: datasets.Split,
+    shown: list[np.ndarray],
+    fit: Callable[[list[list[int]]], list[list[int]]],
+) -> dict[str, list[list[list[int]]]]:
+    """Every seed's demonstrations as each data control that is asked for changes them."""
+    words = other_words(encoder.task, config.controls.answers_of)
+
+    def change(name: str, rows: np.ndarray, seed: int) -> list[list[int]]:
+        rng = np.random.default_rng([seed, 1])
+        return fit(changed_demonstrations(name, encoder, split, rows, rng, words))
+
+    return {
+        name: [change(name, *one) for one in zip(shown, config.seeds, strict=True)]
+        for name in control_names(config)
+        if CONTROLS[name].kind == "data"
+    }
 
 
 def _laid_out(
@@ -218,11 +238,11 @@ def context_limit(config: ConfigDict, decoder: DecoderConfig) -> int:
     return wanted
 
 
-def fingerprint(job: Job) -> str:
-    """SHA-256 over all tokens and labels of the job, in hexadecimal."""
+def fingerprint(inputs: Inputs) -> str:
+    """SHA-256 over all tokens and labels of a comparison's inputs, in hexadecimal."""
     digest = hashlib.sha256()
-    labels = (job.selection_labels, job.labels)
-    arrays = (job.demonstrations, job.changed, job.selection, job.evaluation, labels)
+    labels = (inputs.selection_labels, inputs.labels)
+    arrays = (inputs.demonstrations, inputs.changed, inputs.selection, inputs.evaluation, labels)
     for x in jax.tree.leaves(arrays):
         digest.update(f"{x.dtype}{x.shape}".encode() + np.ascontiguousarray(x).tobytes())
     return digest.hexdigest()
@@ -298,94 +318,6 @@ def demonstration_tokens(
     """Input and label tokens of each demonstration."""
     queries = readable_queries(encoder, split, rows, vocab_size, start=True)
     return [q.demonstration(split.labels[row]) for q, row in zip(queries, rows, strict=True)]
-
-
-def changed_demonstrations(
-    name: str,
-    encoder: Encoder,
-    split: datasets.Split,
-    rows: np.ndarray,
-    rng: np.random.Generator,
-    words: Sequence[str],
-) -> list[list[int]]:
-    """Demonstrations as a data control changes them.
-
-    Args:
-        name: one of `_CHANGES`.
-        words: the answers that "other_answers" puts in.
-
-    Raises:
-        UserError: for another name.
-    """
-    change = named("data control", name, _CHANGES)
-    queries = encoder.queries(split, rows, start=True)
-    return change(encoder, queries, split.labels[rows], rng, words)
-
-
-def _permuted_labels(
-    encoder: Encoder, queries: list[Query], labels: np.ndarray, rng: np.random.Generator, _: Any
-) -> list[list[int]]:
-    """They exchange their labels at random."""
-    # In multiple choice an example may have fewer candidates than another's label counts.
-    pairs = zip(queries, rng.permutation(labels), strict=True)
-    return [q.demonstration(label % len(q.candidates)) for q, label in pairs]
-
-
-def _shuffled_tokens(
-    encoder: Encoder, queries: list[Query], labels: np.ndarray, rng: np.random.Generator, _: Any
-) -> list[list[int]]:
-    """The tokens of each input in random order, its label still last."""
-    queries = [q._replace(prompt=rng.permutation(q.prompt).tolist()) for q in queries]
-    return [q.demonstration(label) for q, label in zip(queries, labels, strict=True)]
-
-
-def _other_answers(
-    encoder: Encoder, queries: list[Query], labels: np.ndarray, _: Any, words: Sequence[str]
-) -> list[list[int]]:
-    """Each label is one of `words` throughout."""
-    answers = prompts.answer_tokens(encoder.tokenizer, encoder.task.template, words)
-    named_so = labels % len(words)
-    return [[*q.prompt, *answers[label]] for q, label in zip(queries, named_so, strict=True)]
-
-
-_CHANGES = {
-    "permuted_labels": _permuted_labels,
-    "shuffled_tokens": _shuffled_tokens,
-    "other_answers": _other_answers,
-}
-
-
-def other_words(task: tasks.Task, name: str) -> tuple[str, ...]:
-    """The answers of the task called `name`, or of one that has enough, and none in common.
-
-    Raises:
-        UserError: for an unknown name, a task of multiple choice, or one whose answers are among
-            the task's own.
-    """
-    if name:
-        words = tasks.get_task(name).answers
-        if not words:
-            raise UserError(
-                f"config.controls.answers_of={name!r} is multiple choice and has no answers of its "
-                "own; give a classification task, say agnews"
-            )
-        if shared := _shared(words, task.answers):
-            raise UserError(
-                f"config.controls.answers_of={name!r} has answers of task {task.name} itself "
-                f"({', '.join(shared)}), which change nothing; give a task with other answers, or "
-                "leave it empty and one is chosen"
-            )
-        return words
-    for other in ("agnews", "trec"):
-        words = tasks.TASKS[other].answers
-        if len(words) >= len(task.answers) and not _shared(words, task.answers):
-            break
-    return words
-
-
-def _shared(words: Sequence[str], answers: Sequence[str]) -> list[str]:
-    own = set(map(tasks.folded, answers))
-    return [word for word in words if tasks.folded(word) in own]
 
 
 def control_names(config: ConfigDict) -> tuple[str, ...]:

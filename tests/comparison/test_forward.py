@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from icljax.attention import mixing
-from icljax.comparison import settings
+from icljax.comparison import finetune, forward
 from icljax.data import prompts
 from icljax.data.prompts import Query
 from icljax.data.tasks import Task
@@ -76,8 +76,8 @@ def random_tokens(*shape, seed=0):
 def whole_pass(model, params, tokens):
     """One sequence [S] in one pass, nothing cached or packed: logits [S, V], record of all."""
     index = jnp.arange(len(tokens))[None]
-    out = settings.forward(model, params, tokens[None], index, None, None, index)
-    return settings.unembed(model, params, out.hidden)[0], out.record
+    out = forward.hidden(model, params, tokens[None], index, None, None, index)
+    return forward.unembed(model, params, out.hidden)[0], out.record
 
 
 def plain(model, params, tokens):
@@ -91,8 +91,8 @@ def plain_logits(model, params, tokens):
     return plain(model, params, tokens)[0][: len(tokens)]
 
 
-encode = jax.jit(settings.encode, static_argnums=0)
-read = jax.jit(settings.read, static_argnums=0)
+encode = jax.jit(forward.encode, static_argnums=0)
+read = jax.jit(forward.read, static_argnums=0)
 
 
 def pack_once(texts, answers, **options):
@@ -114,7 +114,7 @@ def test_causal_by_gradients(config):
     def output(embedding, position):
         changed = {**params, "embed": {"embedding": embedding}}
         return jnp.sum(
-            settings.forward(model, changed, tokens[None], jnp.arange(6)[None]).hidden[0, position]
+            forward.hidden(model, changed, tokens[None], jnp.arange(6)[None]).hidden[0, position]
             ** 2
         )
 
@@ -133,8 +133,8 @@ def test_state_equals_recomputing(config):
     assert int(state.length) == 18
     rest = jnp.asarray(tokens[18:])[None]
     positions = 18 + jnp.arange(12)[None]
-    out = settings.forward(model, params, rest, positions, None, state)
-    logits = settings.unembed(model, params, out.hidden)[0]
+    out = forward.hidden(model, params, rest, positions, None, state)
+    logits = forward.unembed(model, params, out.hidden)[0]
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
@@ -181,7 +181,7 @@ def test_record_is_what_a_single_pass_shows(config):
     packed = pack_once(queries, encoder.answers)
     records = read(model, params, state, packed)
     attention = records.attention
-    own = settings.own_tokens(packed)
+    own = forward.own_tokens(packed)
     order = packed.example.reshape(-1)
     for n, query in enumerate(queries):
         slot = int(np.flatnonzero(order == n)[0])
@@ -203,7 +203,7 @@ def test_record_is_what_a_single_pass_shows(config):
 
 def test_candidates_of_each_example_equal_single_passes(monkeypatch):
     """Another number of candidates for each, first tokens only read; logits a row at a time."""
-    monkeypatch.setattr(settings, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(forward, "LOGITS_AT_ONCE", 1)
     model, params = model_and_params(LLAMA)
     rng = np.random.default_rng(0)
 
@@ -219,7 +219,7 @@ def test_candidates_of_each_example_equal_single_passes(monkeypatch):
     packed = prompts.pack(queries, 128, 64, score="sum")
     batch = jax.tree.map(lambda x: x[0], packed)
     assert len(packed.example) == 1
-    got = jax.jit(settings.read, static_argnums=0)(model, params, state, batch).logprob
+    got = jax.jit(forward.read, static_argnums=0)(model, params, state, batch).logprob
     order = batch.example.reshape(-1).tolist()
     for n, query in enumerate(queries):
         scores = got[order.index(n)]
@@ -240,7 +240,7 @@ def test_first_label_is_recorded_one_step_later():
     answers = ((5, 6), (7, 8, 9))
     state = encode(model, params, jnp.asarray(random_tokens(10, seed=3)), jnp.ones(10, bool))
     packed = pack_once(queries, answers, position="first_label")
-    records, own = read(model, params, state, packed), settings.own_tokens(packed)
+    records, own = read(model, params, state, packed), forward.own_tokens(packed)
     for n, query in enumerate(queries):
         slot = packed.example.reshape(-1).tolist().index(n)
         whole = [*random_tokens(10, seed=3), *query, *answers[0]]
@@ -260,13 +260,13 @@ def test_first_label_is_recorded_one_step_later():
 def optax_finetune(model, params, rate, examples):
     """The plain way: one example after the other, through optax, unpadded."""
     optimizer = optax.sgd(rate)
-    leaves = settings.key_value(params)
+    leaves = finetune.kv_params_of(params)
     optimizer_state = optimizer.init(leaves)
     losses, queries = [], []
 
     @jax.jit
     def loss_fn(leaves, tokens):
-        logits, record = whole_pass(model, settings.with_key_value(params, leaves), tokens)
+        logits, record = whole_pass(model, finetune.with_kv_params(params, leaves), tokens)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits[:-1], tokens[1:]).mean()
         return loss, record.query[:, 0].reshape(*record.query.shape[:1], record.query.shape[2], -1)
 
@@ -294,23 +294,23 @@ def test_finetune_grid_equals_optax_one_by_one(config, remat):
         train[r, e, : lengths[r][e]] = random_tokens(lengths[r][e], seed=10 * r + e)
     rates = np.array([0.05, 0.2], np.float32)
     trained = Decoder(dataclasses.replace(config, remat=remat))
-    tuned = jax.jit(settings.finetune, static_argnums=0)(
+    tuned = jax.jit(finetune.finetune, static_argnums=0)(
         trained, params, rates, train, np.array(lengths)
     )
     for r in range(2):
         examples = [train[r, e, :n] for e, n in enumerate(lengths[r]) if n]
         leaves, losses, queries = optax_finetune(model, params, rates[r], examples)
         for got, expected in zip(
-            jax.tree.leaves(tuned.key_value), jax.tree.leaves(leaves), strict=True
+            jax.tree.leaves(tuned.kv_params), jax.tree.leaves(leaves), strict=True
         ):
             np.testing.assert_allclose(got[r], expected, atol=1e-5)
         np.testing.assert_allclose(tuned.loss[r, : len(losses)], losses, rtol=1e-5)
         for e, expected in enumerate(queries):
             got = tuned.queries[r, :, e * 32 : e * 32 + len(examples[e])]
             np.testing.assert_allclose(got, expected, atol=1e-5)
-    before = settings.key_value(params)
+    before = finetune.kv_params_of(params)
     for name in ("key", "value"):
-        moved = np.abs(tuned.key_value[name]["kernel"][0] - before[name]["kernel"]).max((1, 2, 3))
+        moved = np.abs(tuned.kv_params[name]["kernel"][0] - before[name]["kernel"]).max((1, 2, 3))
         assert np.all(moved > 1e-4), f"{name} of some layer was not trained"
 
 
@@ -318,17 +318,17 @@ def test_finetuning_memory_does_not_grow_with_the_whole_model():
     config = dataclasses.replace(LLAMA, vocab_size=5000, mlp_width=512)
     model, params = Decoder(config), init_params(config, jax.random.key(0))
     size = sum(x.nbytes for x in jax.tree.leaves(params))
-    replicated = sum(x.nbytes for x in jax.tree.leaves(settings.key_value(params)))
+    replicated = sum(x.nbytes for x in jax.tree.leaves(finetune.kv_params_of(params)))
 
     def output_bytes(runs):
         out = jax.eval_shape(
-            functools.partial(settings.finetune, model),
+            functools.partial(finetune.finetune, model),
             params,
             jnp.ones(runs),
             jnp.zeros((runs, 2, 16), jnp.int32),
             jnp.full((runs, 2), 9),
         )
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(out.key_value))
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(out.kv_params))
 
     assert output_bytes(8) == 8 * replicated
     assert replicated < size / 20
@@ -336,7 +336,7 @@ def test_finetuning_memory_does_not_grow_with_the_whole_model():
 
 @pytest.mark.parametrize("longest", [16, 48, 64, 80, 400])
 def test_step_sizes_are_few_and_hold_the_longest(longest):
-    sizes = settings.step_sizes(longest)
+    sizes = finetune.step_sizes(longest)
     assert sizes[-1] == longest
     assert len(sizes) <= 4
     assert list(sizes) == sorted(set(sizes))
@@ -378,7 +378,7 @@ def test_linear_attention_leaves_its_weight_update():
     positions = 12 + jnp.arange(7)[None]
     nothing = state._replace(keys=0 * state.keys, values=0 * state.values)
     out, same = (
-        settings.forward(model, params, tokens, positions, None, s).hidden for s in (state, nothing)
+        forward.hidden(model, params, tokens, positions, None, s).hidden for s in (state, nothing)
     )
     np.testing.assert_array_equal(out, same)
 
@@ -389,8 +389,8 @@ def test_jax_nn_attention_is_ours(kind):
     theirs = dataclasses.replace(ours, implementation="jax_nn")
     model, params = model_and_params(ours)
     tokens, index = random_tokens(1, 20), jnp.arange(20)[None]
-    expected = settings.forward(model, params, tokens, index).hidden
-    got = settings.forward(Decoder(theirs), params, tokens, index).hidden
+    expected = forward.hidden(model, params, tokens, index).hidden
+    got = forward.hidden(Decoder(theirs), params, tokens, index).hidden
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -400,16 +400,16 @@ def test_padding_beyond_the_table_of_positions_changes_nothing():
     model, params = model_and_params(config)
     tokens = np.pad(random_tokens(36), (0, 28))
     valid = np.arange(64) < 36
-    state = settings.encode(model, params, jnp.asarray(tokens), jnp.asarray(valid))
+    state = forward.encode(model, params, jnp.asarray(tokens), jnp.asarray(valid))
     queries = prompts.pack([Query([5, 6, 7, 8], ((9,), (10,)))], 64, 64)
     queries = jax.tree.map(lambda x: x[0], queries)
-    got = settings.read(model, params, state, queries)
-    exact = settings.encode(model, params, jnp.asarray(tokens[:36]), jnp.ones(36, bool))
+    got = forward.read(model, params, state, queries)
+    exact = forward.encode(model, params, jnp.asarray(tokens[:36]), jnp.ones(36, bool))
     np.testing.assert_allclose(
-        got.logprob, settings.read(model, params, exact, queries).logprob, atol=1e-5
+        got.logprob, forward.read(model, params, exact, queries).logprob, atol=1e-5
     )
-    leaves = settings.key_value(params)
-    gradient, loss, _ = settings.gradients(model, params, leaves, tokens[:48], jnp.int32(36))
-    short, short_loss, _ = settings.gradients(model, params, leaves, tokens[:36], jnp.int32(36))
+    leaves = finetune.kv_params_of(params)
+    gradient, loss, _ = finetune.gradients(model, params, leaves, tokens[:48], jnp.int32(36))
+    short, short_loss, _ = finetune.gradients(model, params, leaves, tokens[:36], jnp.int32(36))
     np.testing.assert_allclose(loss, short_loss, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, short)

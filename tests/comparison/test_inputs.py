@@ -8,7 +8,7 @@ import pytest
 
 from icljax import checkpoints
 from icljax.catalog import CONTROLS
-from icljax.comparison import job
+from icljax.comparison import changes, inputs
 from icljax.data import datasets, tasks
 from icljax.errors import UserError
 from icljax.experiments import config as config_lib
@@ -41,7 +41,7 @@ def prepare(tiny_folder, folder, **changes):
     config.seeds, config.num_demonstrations, config.selection.num_examples = (1, 2), 3, 4
     config.update_from_flattened_dict(changes)
     config_lib.validate(config)
-    return job.prepare(config, checkpoints.open_checkpoint(config.model), print)
+    return inputs.prepare(config, checkpoints.open_checkpoint(config.model), print)
 
 
 ANSWERS = {"template": "Post: {text} Verdict:", "answers": ("bad", "good"), "data.label": "stars"}
@@ -113,18 +113,18 @@ def gpt2_like(folder, positions):
 def test_no_prompt_is_longer_than_the_context(tiny_folder, positions):
     """max_length_beyond_positions: 256 of 64 learned positions gave NaN, counted as class 0."""
     config, decoder = config_lib.default(), gpt2_like(tiny_folder, positions)
-    assert job.context_limit(config, decoder) == 64
+    assert inputs.context_limit(config, decoder) == 64
     config.prompt.max_length = 40
-    assert job.context_limit(config, decoder) == 40
+    assert inputs.context_limit(config, decoder) == 40
     config.prompt.max_length = 256
     with pytest.raises(UserError, match=r"max_length is 256, but the model .* 64"):
-        job.context_limit(config, decoder)
+        inputs.context_limit(config, decoder)
     config.prompt.beyond_context = True
     if positions == "learned":
         with pytest.raises(UserError, match="64 learned positions"):
-            job.context_limit(config, decoder)
+            inputs.context_limit(config, decoder)
     else:
-        assert job.context_limit(config, decoder) == 256
+        assert inputs.context_limit(config, decoder) == 256
 
 
 def smaller(tiny_folder, rows):
@@ -185,9 +185,9 @@ def test_an_unknown_data_control_is_refused(tiny_folder, folder):
             np.random.default_rng(0),
             ("x", "y"),
         )
-        assert job.changed_demonstrations(name, *args)
+        assert changes.changed_demonstrations(name, *args)
     with pytest.raises(UserError, match="data control is 'flipped_labels'; expected one of perm"):
-        job.changed_demonstrations("flipped_labels", *args)
+        changes.changed_demonstrations("flipped_labels", *args)
 
 
 def made_up(texts, name):
@@ -202,11 +202,11 @@ def drawn_from(train, validation, split="train"):
     dataset = datasets.Dataset("s", made_up(train, "train"), made_up(validation, "val"), "", ())
     drawn = [datasets.draw(dataset.train, 4, seed) for seed in config.seeds]
     rows = datasets.draw(dataset.validation, 0, 1)
-    _, selection = job.draw_selection(config, dataset, drawn, rows)
+    _, selection = inputs.draw_selection(config, dataset, drawn, rows)
     return (
         np.concatenate(drawn),
         selection,
-        job.selected_on(config, dataset, drawn, rows, selection),
+        inputs.selected_on(config, dataset, drawn, rows, selection),
     )
 
 
@@ -240,12 +240,12 @@ def test_other_answers_are_not_the_tasks_own():
     mr = tasks.TASKS["mr"]
     for name in ("mr", "sst2", "imdb"):
         with pytest.raises(UserError, match=rf"answers_of='{name}' has answers .*Negative, Pos"):
-            job.other_words(mr, name)
+            changes.other_words(mr, name)
     swapped = tasks.get_task("mine", "{text}", ("no", "maybe", "Cafe\u0301"))
     with pytest.raises(UserError, match="task mine itself"):
-        job.other_words(swapped, "wic")
-    assert job.other_words(mr, "cb") == tasks.TASKS["cb"].answers
-    assert job.other_words(tasks.TASKS["piqa"], "mr") == mr.answers
+        changes.other_words(swapped, "wic")
+    assert changes.other_words(mr, "cb") == tasks.TASKS["cb"].answers
+    assert changes.other_words(tasks.TASKS["piqa"], "mr") == mr.answers
 
 
 def test_selection_without_repeated_texts_is_as_it_was():
@@ -264,13 +264,13 @@ def test_what_the_selection_shares_is_counted_not_assumed():
         "s", made_up(train, "train"), made_up(["text 9", "v"], "val"), "", ()
     )
     given = config, dataset, [np.array([0, 1])], np.array([0, 1])
-    assert "part, 2 of them with the text" in job.selected_on(*given, np.array([1, 5, 9]))
+    assert "part, 2 of them with the text" in inputs.selected_on(*given, np.array([1, 5, 9]))
     config.selection.split = "validation"
-    assert job.selected_on(*given, np.array([0, 1])).endswith(
+    assert inputs.selected_on(*given, np.array([0, 1])).endswith(
         ", none with the text of a demonstration"
     )
     given = config, dataset, [np.array([0, 9])], np.array([0, 1])
-    assert job.selected_on(*given, np.array([0, 1])).endswith(
+    assert inputs.selected_on(*given, np.array([0, 1])).endswith(
         ", 1 with the text of a demonstration"
     )
 
