@@ -7,6 +7,7 @@ Shape glossary: R seeds, N examples, L layers, G key/value heads, Y answers.
 """
 
 import dataclasses
+import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -305,7 +306,7 @@ class Results(Measures, Provenance):
 
 def to_plain(results: Results) -> dict[str, Any]:
     """What results.json holds."""
-    return dataclasses.asdict(results)
+    return json.loads(json.dumps(dataclasses.asdict(results), allow_nan=False))
 
 
 def from_plain(found: dict[str, Any]) -> Results:
