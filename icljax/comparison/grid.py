@@ -65,12 +65,6 @@ def finetune_grid(
 ) -> Chosen:
     """Finetunes every learning rate x seed, piece by piece, and keeps each seed's best run.
 
-    Best: highest accuracy on the selection examples, then lowest mean negative log-probability
-    of the right answer among the answers.
-
-    Args:
-        advance: is told of each run that is done.
-
     Raises:
         UserError: when no learning rate gives a seed a finite loss.
     """
@@ -88,12 +82,11 @@ def finetune_grid(
     for piece, arrays in finetune_pieces(store, subject, runs, config, judge):
         now = _best_runs(piece, arrays["scores"], table, best)
         pieces.append({name: x[: len(piece)] for name, x in arrays.items() if name != "scores"})
-        for (s, r), scores in zip(piece, arrays["scores"].T, strict=True):
-            table[:, s, r] = scores
-        for s, run in now.items():
-            if s in best:
-                store.forget(best[s])
-            best[s] = run
+        seed, rate = np.asarray(piece).T
+        table[:, seed, rate] = arrays["scores"]
+        for s in now.keys() & best.keys():
+            store.forget(best[s])
+        best |= now
         advance(len(piece))
     _check_found(best, config)
     chosen = [best[s] for s in range(num_seeds)]
@@ -184,6 +177,9 @@ def _best_runs(
     piece: list[Run], scores: np.ndarray, table: np.ndarray, best: dict[int, Run]
 ) -> dict[int, Run]:
     """Of each seed in the piece, its run that beats the seed's best so far, if one does.
+
+    Best: highest accuracy on the selection examples, then lowest mean negative log-probability
+    of the right answer among the answers.
 
     Args:
         scores: [3, runs], (accuracy, nll, loss) of the piece; NaN where a run diverged.
