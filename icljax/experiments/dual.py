@@ -24,8 +24,6 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict, config_dict
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from icljax import attention, checkpoints
 from icljax.attention import Kind, Memory, Rates, kernels, mixing
@@ -35,6 +33,9 @@ from icljax.errors import UserError
 from icljax.experiments import config as config_lib
 from icljax.experiments.config import check_types, is_count, is_seed, require
 from icljax.models.decoder import Decoder
+from icljax.reports import dual as dual_report
+from icljax.reports.dual import LITERATURE
+from icljax.reports.dual import show as show
 from icljax.runtime import workdir
 from icljax.runtime.progress import Stages
 from icljax.types import Array
@@ -44,14 +45,6 @@ Results = dict[str, Any]
 BARS = {"float64": 1e-10, "float32": 1e-5}
 # How the examples of a row differ from the kind's own: each is applied to every kind.
 VARIANTS = ("as named", "beta varies", "elu+1")
-LITERATURE = {
-    "linear": "linear attention (Katharopoulos et al. 2020, Schlag et al. 2021)",
-    "linear_momentum": "heavy ball (Polyak 1964); compare EMA(V) of Dai et al. 2023",
-    "retention": "RetNet (Sun et al. 2023)",
-    "delta": "delta rule (Widrow and Hoff 1960); DeltaNet (Schlag et al. 2021, Yang et al. 2024)",
-    "delta_momentum": "Titans' memory, linear (Behrouz et al. 2024)",
-    "delta_decay": "near Gated DeltaNet (Yang et al. 2025), which takes the decayed S's error",
-}
 _SHARED = ("task", "template", "answers", "model", "num_demonstrations", "data", "prompt")
 _OPTIMIZERS = ("optax.chain", "optax.sgd")
 
@@ -547,7 +540,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> Results:
         "holds": all(r[d]["holds"] for r in dual for d in BARS) and all(r["holds"] for r in forms),
         "seconds": stages.seconds,
     }
-    workdir.write_atomically(path / "report.md", markdown(results).encode())
+    dual_report.write(path, results)
     workdir.save_results(path, results)
     return results
 
@@ -580,127 +573,3 @@ def _optax_code(kind: Kind) -> str:
         return f"sgd({kind.beta:g}{momentum})"
     trace = f", trace({kind.eta:g})" if kind.eta else ""
     return f"chain(scale(-{kind.beta:g}){trace}, add_decayed_weights(-{1 - kind.alpha:.3g}))"
-
-
-def _small(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.1e}"
-
-
-def _holds(row: Results) -> bool:
-    return all(row[dtype]["holds"] for dtype in BARS)
-
-
-def _verdict(holds: bool) -> Text:
-    return Text("yes", "green") if holds else Text("FAILS", "bold red")
-
-
-def _headline(results: Results) -> str:
-    dual, forms = results["dual"], results["forms"]
-    text = (
-        f"Attention is the optimizer in {sum(map(_holds, dual))} of {len(dual)} rows; "
-        f"the forms agree in {sum(r['holds'] for r in forms)} of {len(forms)}."
-    )
-    return text if results["holds"] else f"FAILS: {text}"
-
-
-def _source_text(results: Results) -> str:
-    config, n = results["config"], results["examples"]
-    where = "random vectors"
-    if config["source"] != "random":
-        where = f"keys and values of {config['task'].upper()} demonstrations in {config['model']}"
-    return f"{where}: {n['T']} tokens, {n['L']} layers, {n['G']} heads, width {n['K']}"
-
-
-def _cells(results: Results) -> tuple[list[list[Any]], list[list[Any]]]:
-    """The rows of both tables: attention against optax, and the forms."""
-    dual = [
-        [
-            row["kind"],
-            row["variant"],
-            results["kinds"][row["kind"]]["words"],
-            *(_small(row[dtype]["largest"]) for dtype in BARS),
-            _verdict(_holds(row)),
-        ]
-        for row in results["dual"]
-    ]
-    forms = [
-        [
-            row["kind"],
-            row["form"],
-            *(
-                _small(row["largest"][part]) if part in row["largest"] else "-"
-                for part in ("output", "state", "gradient")
-            ),
-            _verdict(row["holds"]),
-        ]
-        for row in results["forms"]
-    ]
-    return dual, forms
-
-
-_DUAL_COLUMNS = ("kind", "examples", "optimizer", "float64", "float32", "holds")
-_FORM_COLUMNS = ("kind", "form", "output", "state", "gradient", "holds")
-
-
-def show(results: Results, path: Path, console: Console) -> None:
-    """Prints both tables of differences, failures in red, and where the report is."""
-    dual, forms = _cells(results)
-    bars = " and ".join(f"{bar:g} in {dtype}" for dtype, bar in BARS.items())
-    title = f"Attention = optimizer, largest relative difference (bars {bars})"
-    console.print(_console_table(title, _DUAL_COLUMNS, dual))
-    title = f"Forms, largest relative difference from recurrent (bar {BARS['float32']:g})"
-    console.print(_console_table(title, _FORM_COLUMNS, forms))
-    console.print(Text(f"On {_source_text(results)}.", "dim"))
-    console.print(Text(_headline(results), "bold" if results["holds"] else "bold red"))
-    console.print(Text(f"Report: {path / 'report.md'}", "bold"), soft_wrap=True)
-
-
-def _console_table(title: str, columns: tuple[str, ...], rows: list[list[Any]]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < 2 or column == "optimizer" else "right")
-    previous = None
-    for row in rows:
-        table.add_row("" if row[0] == previous else row[0], *row[1:])
-        previous = row[0]
-    return table
-
-
-def markdown(results: Results) -> str:
-    """The report."""
-    dual, forms = _cells(results)
-    optimizers = [
-        [
-            name,
-            *(f"`{d[key]}`" for key in ("loss", "update", "optax")),
-            d["words"],
-            LITERATURE[name],
-        ]
-        for name, d in results["kinds"].items()
-    ]
-    header = ("kind", "in-context loss", "update", "optax", "optimizer", "known as")
-    sections = (
-        "# Attention is an optimizer: the dual form, exact",
-        f"**{_headline(results)}** On {_source_text(results)}.",
-        "## Attention kind = optimizer",
-        _markdown_table(header, optimizers),
-        "## Attention against optax",
-        "Largest relative difference, max |a - b| / max |b| of a layer and head, of the recurrent, "
-        "chunked and parallel forms' outputs S_t q_t and of the last S from a linear layer that "
-        "optax trained, one token a step. Bars: "
-        + ", ".join(f"{bar:g} in {dtype}" for dtype, bar in BARS.items())
-        + ". *beta varies*: another step size at every token. *elu+1*: that feature map.",
-        _markdown_table(_DUAL_COLUMNS, dual),
-        "## Forms of attention",
-        "Largest relative difference from the recurrent form in float32, of outputs, of the last S "
-        "and of gradients by each input, over three prompts: from nothing, continued from a state, "
-        f"and with holes. Bar: {BARS['float32']:g}.",
-        _markdown_table(_FORM_COLUMNS, forms),
-    )
-    return "\n\n".join(sections) + "\n"
-
-
-def _markdown_table(header: tuple[str, ...], rows: list[list[Any]]) -> str:
-    lines = [list(header), ["---"] * len(header), *rows]
-    cells = ([str(c).replace("|", "\\|") for c in line] for line in lines)  # a bar ends a cell
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

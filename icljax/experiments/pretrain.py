@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -36,8 +37,8 @@ from icljax.experiments.compare import compute_dtype
 from icljax.experiments.config import require
 from icljax.experiments.train import TrainState
 from icljax.models.decoder import DecoderConfig, State
-from icljax.reports import pretrain_report
-from icljax.reports.pretrain_report import show
+from icljax.reports import pretrain as pretrain_report
+from icljax.reports.pretrain import show
 from icljax.runtime import processes, sharding, workdir
 from icljax.runtime.progress import Bar, Stages
 from icljax.types import Params
@@ -241,7 +242,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
                 runs[variant] = _variant_runs(config, path, text, variant, mesh, jobs, bar)
         with stages.stage("report", "statistics, report and figures", 1):
             steps = train_lib.evaluation_steps(config.train, config.eval.curve_points).tolist()
-            summary = pretrain_report.summarize(config, text.about, steps, runs)
+            summary = summarize(config, text.about, steps, runs)
             summary |= dataclasses.asdict(statistics.provenance(config))
             summary["icl_demonstrations"] = {name: job.used for name, job in jobs.items()}
             summary["seconds"] = stages.seconds
@@ -412,3 +413,78 @@ def _reader(decoder: DecoderConfig, job: Inputs, mesh: Mesh) -> Callable[[Params
         return accuracies("zsl", params, nothing) | accuracies("icl", params, states)
 
     return read
+
+
+# ---------------------------------------------------------------------------------- statistics
+
+
+def summarize(
+    config: ConfigDict,
+    about: dict[str, Any],
+    steps: list[int],
+    runs: dict[str, list[dict[str, Any]]],
+) -> dict[str, Any]:
+    """Means, 95 % intervals over seeds, and differences from the first variant, paired by seed.
+
+    Args:
+        about: what is said about the corpus.
+        steps: after which the points of a curve were measured.
+        runs: each variant's, one a seed.
+    """
+    first = next(iter(runs.values()))
+    tokens = config.train.steps * config.train.batch * config.train.accumulate * config.model.length
+    return {
+        "corpus": about,
+        "parameters": first[0]["parameters"],
+        "train_tokens": tokens,
+        "reference": next(iter(runs)),
+        "perplexity": _compared(runs, list(first[0]["perplexity"]), _perplexity),
+        "accuracy": {
+            task: _compared(runs, list(of), lambda run, s, task=task: _accuracy(run, task, s))
+            for task, of in first[0]["accuracy"].items()
+        },
+        "curves": {
+            "steps": steps,
+            "validation_loss": {name: [r["curve"] for r in each] for name, each in runs.items()},
+            "training_loss": {name: [r["losses"] for r in each] for name, each in runs.items()},
+        },
+        "learned": {
+            n: [r["learned"] for r in each] for n, each in runs.items() if each[0]["learned"]
+        },
+    }
+
+
+def _perplexity(run: dict[str, Any], name: str) -> float:
+    return run["perplexity"][name]
+
+
+def _accuracy(run: dict[str, Any], task: str, setting: str) -> float:
+    """In percent, averaged over draws of demonstrations."""
+    return 100 * float(np.mean(run["accuracy"][task][setting]))
+
+
+def _compared(
+    runs: dict[str, list[dict[str, Any]]], names: list[str], value: Any
+) -> dict[str, Any]:
+    """{variant: {name: {mean, interval, per_seed, difference}}}."""
+    table = {v: {n: [value(r, n) for r in each] for n in names} for v, each in runs.items()}
+    reference = next(iter(table.values()))
+    out: dict[str, Any] = {}
+    for variant, row in table.items():
+        out[variant] = {}
+        for name, values in row.items():
+            out[variant][name] = over_seeds(values)
+            if row is not reference:
+                change = np.subtract(values, reference[name])
+                out[variant][name]["difference"] = over_seeds(change.tolist())
+    return out
+
+
+def over_seeds(values: list[float]) -> dict[str, Any]:
+    """Mean and 95 % interval of Student's t over R seeds (None for one seed)."""
+    mean, count = float(np.mean(values)), len(values)
+    interval = None
+    if count > 1:
+        half = scipy.stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count)
+        interval = [float(round(end, 5)) for end in (mean - half, mean + half)]
+    return {"mean": round(mean, 5), "interval": interval, "per_seed": [round(v, 5) for v in values]}

@@ -42,8 +42,8 @@ from icljax.experiments.config import (
     is_seed,
     require,
 )
-from icljax.reports import regression_report
-from icljax.reports.regression_report import show as show
+from icljax.reports import regression as regression_report
+from icljax.reports.regression import show as show
 from icljax.runtime import workdir
 from icljax.runtime.progress import Stages
 

@@ -46,6 +46,8 @@ def _table(table: Table) -> rich.table.Table:
 
 
 def _cells(row: Row) -> list[Text]:
+    if row.kind == "group":
+        return [Text(row.cells[0].text, "italic")]
     texts = (f"{cell.text} {cell.detail}".strip() for cell in row.cells)
     strong = (cell.strong for cell in row.cells)
     return [Text(t, "bold red" if s else "") for t, s in zip(texts, strong, strict=True)]

@@ -19,11 +19,13 @@ class Cell:
         text: the value.
         detail: a smaller text under or after it.
         strong: whether it stands out.
+        code: whether the value is code or a formula, which stands as it is.
     """
 
     text: str
     detail: str = ""
     strong: bool = False
+    code: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,12 +150,14 @@ class Report:
         lead: what comes before the first section: the answer first.
         sections: those without blocks are left out.
         sources: (name, address) of what it repeats.
+        kicker: what a page has over the title: the subject.
     """
 
     title: str
     lead: tuple[Block, ...]
     sections: tuple[Section, ...]
     sources: tuple[tuple[str, str], ...] = ()
+    kicker: str = "In-context learning against finetuning"
 
     def tables(self) -> list[Table]:
         """All tables, in order."""

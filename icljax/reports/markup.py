@@ -83,7 +83,7 @@ def markdown_table(table: Table) -> str:
 
 def _markdown_cell(cell: Cell) -> str:
     detail = f" <sub>{markdown_text(cell.detail)}</sub>" if cell.detail else ""
-    text = markdown_text(cell.text)
+    text = markdown_code(cell.text) if cell.code else markdown_text(cell.text)
     return (f"**{text}**" if cell.strong and text else text) + detail
 
 
@@ -91,6 +91,11 @@ def markdown_text(text: str) -> str:
     """Text that means itself in Markdown, in a table too."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_|]|\](?=\())", r"\\\1", text)
+
+
+def markdown_code(text: str) -> str:
+    """Text in the type of code, in a table too; one with backticks of its own stays plain."""
+    return markdown_text(text) if "`" in text else f"`{text.replace('|', chr(92) + '|')}`"
 
 
 def latex(report: Report) -> str:
@@ -135,7 +140,8 @@ def _latex_row(row: Row, width: int) -> str:
 
 def _latex_cell(cell: Cell) -> str:
     detail = f" {{\\tiny {latex_text(cell.detail)}}}" if cell.detail else ""
-    return latex_text(cell.text) + detail
+    text = latex_text(cell.text)
+    return (f"\\texttt{{{text}}}" if cell.code else text) + detail
 
 
 def latex_text(text: str) -> str:

@@ -39,6 +39,8 @@ PALETTE = {
     "data": ("#b45309", "#f0a355"),
     "update": ("#5d54a4", "#a9a1ee"),
 }
+# For lines that are of no kind with a colour of its own, in this order.
+COLORS = ("icl", "zsl", "own", "ft", "update", "data")
 DASHES: dict[str, Any] = {"dash": (0, (5, 3)), "dot": (0, (1, 1.8))}
 _LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 _STYLE: Any = {
@@ -112,19 +114,32 @@ def lines(
     x_title: str,
     log: bool = False,
     chosen: Sequence[float] = (),
+    from_zero: bool = True,
+    log_y: tuple[float, float] | None = None,
 ) -> Panel:
-    """Curves over one axis; triangles at the `chosen` places of x."""
+    """Curves over one axis.
+
+    Args:
+        log: whether x is logarithmic.
+        chosen: places of x that get a triangle.
+        from_zero: whether the axis of y holds 0, and a line there.
+        log_y: ends of a logarithmic axis of y; curves may leave it.
+    """
 
     def draw(ax: "Axes") -> None:
         ax.set_title(title)
-        ax.axhline(0, color=_LIGHT["soft"], linewidth=0.6, linestyle=DASHES["dot"])
+        if log_y:
+            _loss_axis(ax, log_y)
+        elif from_zero:
+            ax.axhline(0, color=_LIGHT["soft"], linewidth=0.6, linestyle=DASHES["dot"])
         for curve in curves:
             _draw_curve(ax, curve)
         places = sorted({x for curve in curves for x in curve.x})
         (_rate_axis if log else _count_axis)(ax, places)
         ax.set_xlabel(x_title)
         ax.grid(axis="y")
-        ax.locator_params(axis="y", nbins=6)
+        if not log_y:
+            ax.locator_params(axis="y", nbins=6)
         at = list(dict.fromkeys(chosen))
         bottom: Any = ax.get_xaxis_transform()
         ax.plot(at, [0.02] * len(at), "^", color=_LIGHT["own"], markersize=5, transform=bottom)
@@ -138,8 +153,11 @@ def _draw_curve(ax: "Axes", curve: Curve) -> None:
     x, y = np.array(curve.x, float), np.array(curve.y, float)
     if curve.band:
         low, high = np.array(curve.band, float).T
-        ax.fill_between(x, low, high, color=style["color"], alpha=0.16, linewidth=0)
-    (line,) = ax.plot(x, y, label=curve.name, **style)
+        # On a logarithmic axis, an interval that reaches below 0 would fill the panel.
+        shown = low > 0 if ax.get_yscale() == "log" else None
+        ax.fill_between(x, low, high, where=shown, color=style["color"], alpha=0.16, linewidth=0)
+    alone = "o" if len(x) == 1 else None
+    (line,) = ax.plot(x, y, marker=alone, markersize=3.6, label=curve.name, **style)
     _tip(line, f"{curve.name}: {_ends(curve)}")
 
 
@@ -148,6 +166,16 @@ def _ends(curve: Curve) -> str:
     if not known:
         return "-"
     return f"{number(min(known), 2)} to {number(max(known), 2)}, last {number(known[-1], 2)}"
+
+
+def _loss_axis(ax: "Axes", ends: tuple[float, float]) -> None:
+    from matplotlib.ticker import LogLocator
+
+    ax.set_yscale("log")
+    ax.set_ylim(*ends)
+    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("")
 
 
 def _rate_axis(ax: "Axes", rates: Sequence[float]) -> None:
@@ -305,7 +333,8 @@ def _inline(text: str, panel: Panel, prefix: str) -> str:
     names = {light: name for name, light in _LIGHT.items()}
     body = re.sub(r"#[0-9a-f]{6}\b", lambda m: _variable(m[0], names), body)
     body = re.sub(r" font-family: [^;]*;", "", body).replace("xlink:href", "href")
-    body = re.sub(r"(\.\d\d)\d+", r"\1", body)  # a hundredth of a point is enough
+    # A hundredth of a point is enough; numbers that are read, outside of tags, stay as they are.
+    body = re.sub(r"<[^>]*>", lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), body)
     body = re.sub(r"\s*\n\s*", "\n", body)
     body = re.sub(
         r'<g class="tip-([0-9a-f]+)">',

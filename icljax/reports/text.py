@@ -39,6 +39,14 @@ def estimate(value: Estimate, digits: int = 3, scale: float = 1) -> str:
     return f"{number(value.mean, digits, scale)} {interval(value.interval, digits, scale)}".strip()
 
 
+def plus_minus(value: Estimate, digits: int = 3) -> str:
+    """Text like "0.512 ± 0.014", for an interval around its mean (Student's t)."""
+    mean, high = value.mean, value.interval[1]
+    if mean is None or high is None:
+        return number(mean, digits)
+    return f"{number(mean, digits)} ± {number(high - mean, digits)}"
+
+
 def gap(difference: Estimate, digits: int = 3, scale: float = 1) -> str:
     """A paired difference: text like "+0.012 [-0.003, +0.027]"."""
     ends = interval(difference.interval, digits, scale, signs=True)

@@ -113,6 +113,7 @@ def test_runs_and_a_rerun_shows_the_same(tmp_path):
     report = (tmp_path / "report.md").read_text()
     assert "`sgd(0.5, momentum=0.3)`" in report
     assert "FAILS" not in report
+    assert "sgd(0.5, momentum=0.3)" in (tmp_path / "report.html").read_text()
     before = (tmp_path / "results.json").stat().st_mtime_ns
     again = dual.run(config, tmp_path, console)
     assert (tmp_path / "results.json").stat().st_mtime_ns == before

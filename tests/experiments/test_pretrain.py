@@ -93,6 +93,8 @@ def test_results_hold_every_run_and_its_paired_differences(done):
     assert np.asarray(results["learned"][second][0]["ema"]).shape == (2, 2)
     assert "table 6" in (path / "report.md").read_text()
     assert (path / "figures" / "curves.png").stat().st_size > 5000
+    assert (path / "figures" / "eta.png").stat().st_size > 2000
+    assert "table 6" in (path / "report.html").read_text()
     assert run(config, path) == results
 
 

@@ -5,6 +5,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import optax
 import pytest
@@ -14,9 +15,12 @@ from rich.console import Console
 from icljax import attention
 from icljax.errors import UserError
 from icljax.experiments import regression
-from icljax.reports import regression_report
+from icljax.records import Regression
+from icljax.reports import regression as regression_report
+from icljax.results import Estimate
 
 RATES, CORRECTIONS = (0.7, 0.4, 0.9), (0.2, -0.1, 0.3)
+FIGURES = ("layers", "alignment", "examples", "online", "training")
 KINDS = ("linear", "linear_momentum", "retention", "delta", "delta_momentum", "delta_decay")
 
 
@@ -200,13 +204,15 @@ def test_seeds_differ_in_models_and_agree_with_the_curve(done):
 def test_files_and_rerun(done):
     path, results, text = done
     assert json.loads((path / "results.json").read_text()) == results
-    assert {p.name for p in (path / "figures").iterdir()} == set(regression_report._FIGURES)
+    figures = {f"{name}.png" for name in FIGURES}
+    assert {p.name for p in (path / "figures").iterdir()} == figures
     for figure in (path / "figures").iterdir():
         assert figure.read_bytes().startswith(b"\x89PNG")
     report = (path / "report.md").read_text()
-    for name in regression_report._FIGURES:
+    for name in figures:
         assert f"(figures/{name})" in report
     assert "## In short" in report
+    assert "In-context regression" in (path / "report.html").read_text()
     assert str(path / "report.md") in text
     before = (path / "report.md").stat().st_mtime_ns
     again = regression.run(tiny_config(), path, Console(file=io.StringIO()))
@@ -220,15 +226,19 @@ def test_constructions_are_below_the_bar(done):
     assert 0 < max(errors) < regression_report.BAR_ERROR
 
 
+def held(results):
+    return [b[2] for b in regression_report.bars(msgspec.convert(results, Regression))]
+
+
 def test_bars_say_what_the_numbers_say(done):
     results = json.loads(json.dumps(done[1]))
     ratio = results["models"]["linear"][0]["against"]["gd"]["ratio"]
     ratio["mean"] = 1.03
     results["constructions"][0]["error"] = 2e-5
-    assert [b[2] for b in regression_report.bars(results)] == ["does not hold"] * 2
+    assert held(results) == ["does not hold"] * 2
     ratio["mean"] = 0.99
     results["constructions"][0]["error"] = 9e-6
-    assert [b[2] for b in regression_report.bars(results)] == ["holds"] * 2
+    assert held(results) == ["holds"] * 2
 
 
 @pytest.mark.parametrize(
@@ -236,7 +246,7 @@ def test_bars_say_what_the_numbers_say(done):
     [([0.8, 0.9], "lower"), ([1.1, 1.2], "higher"), ([0.9, 1.1], "no clear"), ([None, 1], "unkn")],
 )
 def test_verdict(interval, said):
-    assert regression_report.verdict({"interval": interval}).startswith(said)
+    assert regression_report.verdict(Estimate(interval=tuple(interval))).startswith(said)
 
 
 def test_series_is_students_interval():

@@ -1,0 +1,236 @@
+"""What regression, dual and pretrain leave behind, typed: their results.json.
+
+`icljax.results` is the same for comparisons, with the records that are shared. Each is read by
+`msgspec.convert(found, Regression)`, and so on, which raises a `msgspec.ValidationError` that names
+the field that has another form.
+
+Shape glossary: R seeds, C numbers of examples, L layers, X points of a curve, G heads.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from icljax.results import Estimate, Interval, Number, Provenance
+
+# ---------------------------------------------------------------------------------- regression
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """A model against an optimizer, paired by seed on the same tasks.
+
+    Attributes:
+        ratio: of their losses; below 1: the model's is lower.
+        difference: mean distance of their predictions.
+        cosine: of the gradients of their predictions with respect to the query.
+    """
+
+    ratio: Estimate
+    difference: Estimate
+    cosine: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionModel:
+    """A trained model, or a tuned optimizer.
+
+    Attributes:
+        name: its number of layers or steps, or its kind of attention.
+        loss: mean squared error.
+        by_examples: [C], the same with each number of examples.
+        curve: [X], the training loss.
+        learned: the optimizer's numbers that it ended with, by their names; [L] where layers have
+            their own.
+        against: by the family of the optimizer.
+    """
+
+    name: str
+    loss: Estimate
+    by_examples: tuple[Estimate, ...]
+    curve: tuple[Number, ...]
+    learned: dict[str, Estimate | tuple[Estimate, ...]]
+    against: dict[str, Against] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Construction:
+    """The largest error of a prediction of constructed weights, which are an optimizer."""
+
+    model: str
+    optimizer: str
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression:
+    """results.json of in-context regression.
+
+    Attributes:
+        config: the whole config, as the user gave it.
+        versions: of the packages that numbers depend on.
+        zero_loss: of predicting 0.
+        models: of each family, from 1 layer or step to L, or one a kind of attention.
+        seconds: of each stage.
+    """
+
+    config: dict[str, Any]
+    versions: dict[str, str]
+    zero_loss: float
+    models: dict[str, tuple[RegressionModel, ...]]
+    constructions: tuple[Construction, ...]
+    seconds: dict[str, Number]
+
+
+# ---------------------------------------------------------------------------------------- dual
+
+# Largest relative differences by what is compared, of outputs, states and gradients.
+Differences = dict[str, dict[str, Number]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """The optimizer that a kind of attention is: in formulas, optax code, and in words."""
+
+    loss: str
+    update: str
+    optax: str
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equality:
+    """How far attention is from optax in one dtype, and whether the largest is below the bar."""
+
+    largest: Number
+    differences: Differences
+    holds: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualRow:
+    """One kind of attention on one variant of the examples."""
+
+    kind: str
+    variant: str
+    float64: Equality
+    float32: Equality
+
+    @property
+    def holds(self) -> bool:
+        """Whether it does in both dtypes."""
+        return self.float64.holds and self.float32.holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormRow:
+    """How far one form of attention is from the recurrent one; `largest` by part of the result."""
+
+    kind: str
+    form: str
+    largest: dict[str, Number]
+    holds: bool
+    differences: Differences
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dual:
+    """results.json of the dual form.
+
+    Attributes:
+        config: the whole config, as the user gave it.
+        versions: of the packages that numbers depend on.
+        examples: their sizes: layers L, tokens T, heads G, width K.
+        bars: of relative differences, by dtype.
+        kinds: by their names.
+        holds: whether every row does.
+        seconds: of each stage.
+    """
+
+    config: dict[str, Any]
+    versions: dict[str, str]
+    examples: dict[str, int]
+    bars: dict[str, float]
+    kinds: dict[str, Optimizer]
+    dual: tuple[DualRow, ...]
+    forms: tuple[FormRow, ...]
+    holds: bool
+    seconds: dict[str, Number]
+
+
+# ------------------------------------------------------------------------------------ pretrain
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverSeeds:
+    """A mean over R seeds with Student's 95 % interval, None for one seed."""
+
+    mean: float
+    interval: Interval | None
+    per_seed: tuple[float, ...]
+
+    @property
+    def estimate(self) -> Estimate:
+        """The same as an estimate."""
+        return Estimate(
+            mean=self.mean, interval=self.interval or (None, None), per_seed=self.per_seed
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared(OverSeeds):
+    """A variant's number; `difference`: minus the reference's, paired by seed (its own: None)."""
+
+    difference: OverSeeds | None = None
+
+
+# By variant, then by what is measured.
+ComparedTable = dict[str, dict[str, Compared]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """The text that models were trained on."""
+
+    source: str
+    train_documents: int
+    validation_documents: int
+    train_tokens: int
+    validation_tokens: int
+    vocab_size: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCurves:
+    """Losses in training, by variant: [R, X] at the X `steps`, and [R, steps of training]."""
+
+    steps: tuple[int, ...]
+    validation_loss: dict[str, tuple[tuple[float, ...], ...]]
+    training_loss: dict[str, tuple[tuple[float, ...], ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Provenance):
+    """results.json of models trained from scratch.
+
+    Attributes:
+        parameters: of a model.
+        train_tokens: that it was trained on, counted as often as it saw them.
+        reference: the variant that others are compared with.
+        perplexity: of each variant on "train-S" and "validation-S", blocks of S tokens.
+        accuracy: by task; in %, of each variant in each setting.
+        learned: of each variant that learns any, [R] of number's name -> [L, G].
+        icl_demonstrations: that fit, by task, one a draw.
+        seconds: of each stage.
+    """
+
+    corpus: Corpus
+    parameters: int
+    train_tokens: int
+    reference: str
+    perplexity: ComparedTable
+    accuracy: dict[str, ComparedTable]
+    curves: TrainingCurves
+    learned: dict[str, tuple[dict[str, tuple[tuple[float, ...], ...]], ...]]
+    icl_demonstrations: dict[str, tuple[int, ...]]
+    seconds: dict[str, Number]
