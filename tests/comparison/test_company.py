@@ -18,7 +18,7 @@ from icljax.comparison.programs import compare_settings, make_programs
 from icljax.data import prompts
 from icljax.data.datasets import Split
 from icljax.data.prompts import Query
-from icljax.data.tasks import Task
+from icljax.data.task import Task
 from icljax.experiments import config as config_lib
 from icljax.runtime import sharding
 from tests.conftest import WORDS, make_tokenizer
