@@ -4,17 +4,20 @@ A reader lists the form of every key that it reads; a value of another form is r
 that names file, key, value and what was expected, before anything is made of it.
 """
 
+import contextlib
+import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from icljax.errors import UserError
 
 
-class Form(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Form:
     """One kind of value: how a message calls it, and whether a value is of it."""
 
     expected: str
@@ -98,6 +101,15 @@ def encodable(text: str) -> bool:
 def one_line(error: BaseException) -> str:
     """What a library says of a file, which may quote any of the file's bytes."""
     return " ".join(str(error).split())[:200]
+
+
+@contextlib.contextmanager
+def refused(what: str, kinds: tuple[type[Exception], ...], advice: str = "") -> Iterator[None]:
+    """Makes one UserError of what a library raises inside: "WHAT (its message)ADVICE"."""
+    try:
+        yield
+    except kinds as e:
+        raise UserError(f"{what} ({one_line(e)}){advice}") from e
 
 
 def read_table(path: Path) -> dict[str, Any]:

@@ -1,35 +1,22 @@
-"""GGUF files (Llama, Qwen2, Qwen3) turned into Hugging Face folders.
+"""GGUF files (Llama, Qwen2, Qwen3) turned into Hugging Face folders."""
 
-The header is parsed here and not by `gguf.GGUFReader`: that one makes an array of every string of
-the vocabulary (49k tokens: 2.6 s on CPU, here 0.1 s) and fails obscurely on a truncated file.
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-"""
-
-import dataclasses
 import json
 import math
-import mmap
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, TokenType
-from gguf.quants import dequantize, quant_shape_to_byte_shape
+from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer
 
 from icljax import forms
-from icljax.checkpoints import stream
+from icljax.checkpoints import tensor_files
+from icljax.checkpoints.gguf_file import FORMS, Gguf, dequantized, read
 from icljax.data import bpe
 from icljax.errors import UserError
-from icljax.forms import COUNT, SIZE, TEXT
-from icljax.models import families
-
-_SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # value type -> struct letter
-_STRING, _ARRAY = 8, 9
-_LONGEST = 1 << 24  # items of an array, bytes of a text; large vocabularies have 2^18 tokens
-_AXES = 4  # of a tensor, as in ggml
+from icljax.models import plans
+from icljax.models.families import decoder_config
 
 _TOP = {
     "token_embd": "model.embed_tokens",
@@ -61,33 +48,6 @@ _LLAMA3 = {
 }
 _FREQUENCIES = "rope_freqs.weight"
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id")
-_ARCHITECTURE = "general.architecture"
-# What fields may be that are read; {} stands for the architecture.
-_FORMS = {
-    _ARCHITECTURE: TEXT,
-    "general.type": TEXT,
-    "split.count": COUNT,
-    "{}.block_count": forms.LAYERS,
-    "{}.context_length": SIZE,
-    "{}.embedding_length": SIZE,
-    "{}.feed_forward_length": SIZE,
-    "{}.attention.head_count": SIZE,
-    "{}.attention.head_count_kv": SIZE,
-    "{}.attention.key_length": SIZE,
-    "{}.attention.layer_norm_rms_epsilon": forms.number(0, 1),
-    "{}.rope.freq_base": forms.number(),
-    "{}.rope.dimension_count": SIZE,
-    "{}.rope.scaling.type": TEXT,
-    "tokenizer.ggml.model": TEXT,
-    "tokenizer.ggml.pre": TEXT,
-    "tokenizer.ggml.tokens": forms.listed(TEXT),
-    "tokenizer.ggml.merges": forms.listed(
-        forms.Form("two tokens with a blank between", lambda x: isinstance(x, str) and " " in x)
-    ),
-    "tokenizer.ggml.token_type": forms.listed(COUNT),
-    "tokenizer.ggml.bos_token_id": COUNT,
-    "tokenizer.ggml.eos_token_id": COUNT,
-}
 # Fields of the architecture that are not read, and with which values nothing changes: 0 stands for
 # a factor that is not used. Any other field of it may change what the model computes.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -135,7 +95,7 @@ def convert(path: Path, folder: Path, progress: Callable[[int, int], None] | Non
     Raises:
         UserError: `path` is no GGUF file, is truncated, or holds something that is not supported.
     """
-    gguf = _read(path)
+    gguf = read(path)
     config = _config(gguf)
     tokenizer = _tokenizer(gguf, config)
     names = _hf_names(gguf, config)
@@ -145,7 +105,7 @@ def convert(path: Path, folder: Path, progress: Callable[[int, int], None] | Non
 
     def get(theirs: str) -> np.ndarray:
         nonlocal done
-        array = _dequantize(gguf, names[theirs])
+        array = dequantized(gguf, names[theirs])
         part = theirs.split(".")[-2]
         if gguf.architecture == "llama" and part in heads:
             array = _half_split_rows(array, heads[part])
@@ -154,179 +114,18 @@ def convert(path: Path, folder: Path, progress: Callable[[int, int], None] | Non
             progress(done, len(names))
         return array
 
-    with stream.new_folder(folder) as made:
+    with tensor_files.new_folder(folder) as made:
         _write_json(made / "config.json", config)
         _write_json(made / "tokenizer_config.json", _tokenizer_config(gguf, config))
         tokenizer.save(str(made / "tokenizer.json"))
         shapes = {theirs: ("F32", gguf.tensors[ours].shape) for theirs, ours in names.items()}
-        stream.write(made, shapes, get)
-
-
-# ---- The file ----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """Where a tensor lies: its type, its shape (outermost axis first), its bytes in the file."""
-
-    kind: GGMLQuantizationType
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def byte_shape(self) -> tuple[int, ...]:
-        return quant_shape_to_byte_shape(self.shape, self.kind)
-
-    @property
-    def end(self) -> int:
-        return self.offset + math.prod(self.byte_shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Gguf:
-    """A parsed GGUF file; fields of the model itself are named after its architecture."""
-
-    path: Path
-    fields: dict[str, Any]
-    tensors: dict[str, _Tensor]
-
-    @property
-    def architecture(self) -> str:
-        return self.field(_ARCHITECTURE)
-
-    def field(self, name: str) -> Any:
-        """The value of a field that must be there."""
-        if name not in self.fields:
-            raise UserError(
-                f"{self.path} has no field {name}, which the model needs. "
-                "Convert it again with llama.cpp, or give another file."
-            )
-        return self.fields[name]
-
-    def size(self, name: str) -> Any:
-        """The value of a field of this architecture that must be there."""
-        return self.field(f"{self.architecture}.{name}")
-
-    def option(self, name: str, default: Any) -> Any:
-        """The value of a field of this architecture that may be missing."""
-        return self.fields.get(f"{self.architecture}.{name}", default)
-
-
-class _Cursor:
-    """Takes the header's little-endian values one after another; `struct.error` past its end."""
-
-    def __init__(self, data: memoryview, position: int):
-        self.data = data
-        self.position = position
-
-    def scalars(self, letters: str) -> tuple[Any, ...]:
-        values = struct.unpack_from(f"<{letters}", self.data, self.position)
-        self.position += struct.calcsize(f"<{letters}")
-        return values
-
-    def string(self) -> str:
-        (length,) = self.scalars("Q")
-        if length > _LONGEST:
-            raise ValueError(f"a text of {length:,} bytes")
-        (text,) = self.scalars(f"{length}s")
-        return text.decode()
-
-    def value(self, kind: int) -> Any:
-        if kind == _STRING:
-            return self.string()
-        if kind != _ARRAY:
-            return self.scalars(_SCALARS[kind])[0]
-        item, length = self.scalars("IQ")
-        if length > _LONGEST or item == _ARRAY:
-            raise ValueError(f"an array of {length:,} items of type {item}")
-        if item in _SCALARS:
-            return list(self.scalars(f"{length}{_SCALARS[item]}"))
-        return [self.value(item) for _ in range(length)]
-
-
-def _read(path: Path) -> _Gguf:
-    """Maps the file and parses its header; a file shorter than its tensors is an error."""
-    data = _map(path)
-    try:
-        fields, tensors = _parse(data)
-        expected = max((tensor.end for tensor in tensors.values()), default=0)
-    except (struct.error, KeyError, OverflowError, ValueError) as error:
-        raise UserError(
-            f"{path} is truncated or damaged: its header cannot be read within its {len(data):,} "
-            f"bytes ({forms.one_line(error)}). Download it again."
-        ) from error
-    if len(data) < expected:
-        raise UserError(
-            f"{path} is truncated: it has {len(data):,} bytes, its tensors need {expected:,}. "
-            "Download it again."
-        )
-    forms.check(path, fields, {n.format(fields.get(_ARCHITECTURE)): f for n, f in _FORMS.items()})
-    return _Gguf(path, fields, tensors)
-
-
-def _map(path: Path) -> memoryview:
-    """The bytes of a GGUF file of a version that is known."""
-    if not path.is_file():
-        raise UserError(f"{path} is not a file. Give the path of a .gguf file.")
-    with path.open("rb") as file:
-        start = file.read(8)
-    if start[:4] != b"GGUF" or len(start) < 8:
-        raise UserError(
-            f"{path} is not a GGUF file: it starts with {start!r}, expected b'GGUF' and a version. "
-            "Give a .gguf file."
-        )
-    version = int.from_bytes(start[4:], "little")
-    if version not in (2, 3):
-        raise UserError(
-            f"{path} is GGUF version {version}, supported: 2, 3 (little-endian). Convert it again "
-            "with llama.cpp."
-        )
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _parse(data: memoryview) -> tuple[dict[str, Any], dict[str, _Tensor]]:
-    """The header's fields and its table of tensors; damage is a ValueError, or struct's."""
-    cursor = _Cursor(data, position=8)
-    num_tensors, num_fields = cursor.scalars("QQ")
-    fields: dict[str, Any] = {}
-    for _ in range(num_fields):
-        name = _once(cursor.string(), fields)
-        fields[name] = cursor.value(cursor.scalars("I")[0])
-    table: dict[str, tuple[tuple[int, ...], int, int]] = {}
-    for _ in range(num_tensors):
-        name = _once(cursor.string(), table)
-        (num_axes,) = cursor.scalars("I")
-        if not 1 <= num_axes <= _AXES:
-            raise ValueError(f"{forms.shown(name)} has {num_axes} axes, expected 1 to {_AXES}")
-        *axes, kind, offset = cursor.scalars(f"{num_axes}QIQ")
-        table[name] = (tuple(reversed(axes)), kind, offset)
-    alignment = fields.get("general.alignment", 32)
-    if type(alignment) is not int or alignment not in (8 << i for i in range(20)):
-        raise ValueError(f"general.alignment is {forms.shown(alignment)}, expected a power of two")
-    start = -(-cursor.position // alignment) * alignment  # offsets count from here
-    tensors = {
-        name: _Tensor(GGMLQuantizationType(kind), shape, start + offset)
-        for name, (shape, kind, offset) in table.items()
-    }
-    end, before = start, "the header"
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
-        if tensor.offset < end and tensor.end > tensor.offset:
-            raise ValueError(f"{forms.shown(name)} overlaps {before}")
-        end, before = tensor.end, forms.shown(name)
-    return fields, tensors
-
-
-def _once(name: str, seen: Mapping[str, Any]) -> str:
-    if name in seen:
-        raise ValueError(f"{forms.shown(name)} is there twice")
-    return name
+        tensor_files.write(made, shapes, get)
 
 
 # ---- The model ---------------------------------------------------------------------------------
 
 
-def _config(gguf: _Gguf) -> dict[str, Any]:
+def _config(gguf: Gguf) -> dict[str, Any]:
     """config.json of a LlamaForCausalLM, or Qwen's."""
     architecture = gguf.architecture
     if architecture not in _MORE:
@@ -365,7 +164,7 @@ def _config(gguf: _Gguf) -> dict[str, Any]:
     }
 
 
-def _check_whole(gguf: _Gguf) -> None:
+def _check_whole(gguf: Gguf) -> None:
     """Refuses a part of a model, and a model that computes more than the decoder does."""
     kind, parts = (gguf.fields.get(n) for n in ("general.type", "split.count"))
     if (kind or "model") != "model" or (parts or 0) > 1:
@@ -383,7 +182,7 @@ def _check_whole(gguf: _Gguf) -> None:
     }
     for name, value in gguf.fields.items():
         key = name.removeprefix(start)
-        read = key == name or "{}." + key in _FORMS or key in _DESCRIBING
+        read = key == name or "{}." + key in FORMS or key in _DESCRIBING
         if not read and value not in neutral.get(key, ()):
             raise UserError(
                 f"{gguf.path} has {forms.shown(name)} = {forms.shown(value)}, which may change "
@@ -396,7 +195,7 @@ def _decimal(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _rope(gguf: _Gguf, theta: float, head_dim: int) -> dict[str, Any]:
+def _rope(gguf: Gguf, theta: float, head_dim: int) -> dict[str, Any]:
     """The kind of rotary embedding; others would load and then be silently wrong."""
     scaling = gguf.option("rope.scaling.type", "none")
     rotated = gguf.option("rope.dimension_count", head_dim)
@@ -407,7 +206,7 @@ def _rope(gguf: _Gguf, theta: float, head_dim: int) -> dict[str, Any]:
         )
     if _FREQUENCIES not in gguf.tensors:
         return {"rope_type": "default"}
-    stored = _dequantize(gguf, _FREQUENCIES)
+    stored = dequantized(gguf, _FREQUENCIES)
     factor = float(stored.max(initial=0))
     right = stored.shape == (head_dim // 2,) and 1 <= factor < math.inf
     if not right or not np.allclose(stored, _llama3_scales(theta, head_dim, factor), rtol=1e-3):
@@ -427,7 +226,7 @@ def _llama3_scales(theta: float, head_dim: int, factor: float) -> np.ndarray:
     return 1 / ((1 - kept) / factor + kept)
 
 
-def _hf_names(gguf: _Gguf, config: dict[str, Any]) -> dict[str, str]:
+def _hf_names(gguf: Gguf, config: dict[str, Any]) -> dict[str, str]:
     """Hugging Face name -> GGUF name, of exactly the tensors that the file must hold."""
     names = {f"{theirs}.weight": f"{ours}.weight" for ours, theirs in _TOP.items()}
     if config["tie_word_embeddings"]:
@@ -448,10 +247,10 @@ def _hf_names(gguf: _Gguf, config: dict[str, Any]) -> dict[str, str]:
     return names
 
 
-def _check_shapes(gguf: _Gguf, config: dict[str, Any], names: dict[str, str]) -> None:
+def _check_shapes(gguf: Gguf, config: dict[str, Any], names: dict[str, str]) -> None:
     """Whether the fields are those of a model that the decoder has, and its tensors fit them."""
-    decoder = families.decoder_config(config, gguf.path, "its header")
-    shapes = stream.shapes(families.plan(config, decoder), decoder, "model.")
+    decoder = decoder_config(config, gguf.path, "its header")
+    shapes = plans.shapes(plans.plan(config, decoder), decoder, "model.")
     for theirs, expected in shapes.items():
         shape = gguf.tensors[names[theirs]].shape
         if shape != expected:
@@ -461,31 +260,11 @@ def _check_shapes(gguf: _Gguf, config: dict[str, Any], names: dict[str, str]) ->
             )
 
 
-def _missing(gguf: _Gguf, name: str) -> UserError:
+def _missing(gguf: Gguf, name: str) -> UserError:
     return UserError(
         f"{gguf.path} has no tensor {name} among its {len(gguf.tensors)}, which the model "
         "needs. Download it again, or give another file."
     )
-
-
-def _dequantize(gguf: _Gguf, name: str) -> np.ndarray:
-    """The tensor in float32, contiguous."""
-    tensor = gguf.tensors[name]
-    # Read and not mapped: mapped pages would stay, and count as this process's memory.
-    raw = np.fromfile(gguf.path, np.uint8, tensor.end - tensor.offset, offset=tensor.offset)
-    try:
-        with np.errstate(invalid="ignore", over="ignore"):  # the loader refuses what is not finite
-            return dequantize(raw.reshape(tensor.byte_shape), tensor.kind)
-    except ValueError as error:
-        raise UserError(
-            f"{gguf.path}: tensor {name} of shape {tensor.shape} cannot be read as "
-            f"{tensor.kind.name} ({error}). Download it again."
-        ) from error
-    except NotImplementedError as error:
-        raise UserError(
-            f"{gguf.path} stores {name} as {tensor.kind.name}, which the gguf package cannot "
-            "dequantise. Give a file of another quantisation, such as Q8_0 or Q4_1."
-        ) from error
 
 
 def _half_split_rows(weight: np.ndarray, num_heads: int) -> np.ndarray:
@@ -502,7 +281,7 @@ def _half_split_rows(weight: np.ndarray, num_heads: int) -> np.ndarray:
 # ---- The tokenizer -----------------------------------------------------------------------------
 
 
-def _tokenizer(gguf: _Gguf, config: dict[str, Any]) -> Tokenizer:
+def _tokenizer(gguf: Gguf, config: dict[str, Any]) -> Tokenizer:
     """The file's byte-level BPE; control tokens are special, user-defined ones are added."""
     model = gguf.field("tokenizer.ggml.model")
     if model != "gpt2":
@@ -527,13 +306,9 @@ def _tokenizer(gguf: _Gguf, config: dict[str, Any]) -> Tokenizer:
         )
     merges = [tuple(merge.split(" ", 1)) for merge in gguf.field("tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    try:
+    what = f"{gguf.path}: tokenizer.ggml.tokens and merges do not make a tokenizer"
+    with forms.refused(what, bpe.RAISED, ". Download it again."):
         tokenizer = bpe.tokenizer(vocabulary, merges, split)
-    except Exception as error:  # the tokenizers package raises plain Exception
-        raise UserError(
-            f"{gguf.path}: tokenizer.ggml.tokens and merges do not make a tokenizer "
-            f"({forms.one_line(error)}). Download it again."
-        ) from error
     tokenizer.add_special_tokens(_added(tokens, kinds, TokenType.CONTROL))
     tokenizer.add_tokens(_added(tokens, kinds, TokenType.USER_DEFINED))
     return tokenizer
@@ -549,7 +324,7 @@ def _added(tokens: list[str], kinds: list[int], kind: TokenType) -> list[AddedTo
     ]
 
 
-def _tokenizer_config(gguf: _Gguf, config: dict[str, Any]) -> dict[str, Any]:
+def _tokenizer_config(gguf: Gguf, config: dict[str, Any]) -> dict[str, Any]:
     """tokenizer_config.json: what tokenizer.json cannot say."""
     tokens = gguf.field("tokenizer.ggml.tokens")
     ids = {name.removesuffix("_id"): config[name] for name in _SPECIAL_IDS}

@@ -20,7 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from icljax import forms
-from icljax.checkpoints import stream
+from icljax.checkpoints import tensor_files
 from icljax.data import bpe
 from icljax.errors import UserError
 from icljax.models.families import decoder_config
@@ -36,8 +36,7 @@ _EXPECTED = re.compile(
     r"builtins\.(dict|list|tuple|int|float|str|bool)$"
 )
 _DTYPES = {
-    **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"},
-    **{"bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64"},
+    dtype.name: theirs for theirs, dtype in (tensor_files.DTYPES | tensor_files.INTEGERS).items()
 }
 # fairseq's arguments that are read; those that are flags are only asked whether they are set.
 _ARGUMENTS = {
@@ -71,10 +70,12 @@ def convert_torch(folder: Path, to: Path) -> None:
         UserError: for a file that is damaged, missing, or holds more than weights.
     """
     weights: dict[str, Any] = {}
-    for file in stream.indexed_files(folder, "pytorch_model.bin.index.json", "pytorch_model.bin"):
+    for file in tensor_files.indexed_files(
+        folder, "pytorch_model.bin.index.json", "pytorch_model.bin"
+    ):
         weights |= _checked(file, _load(file), weights)
     copied = ("config.json", "tokenizer.json", *bpe.FILES)
-    with stream.new_folder(to) as made:
+    with tensor_files.new_folder(to) as made:
         for name in copied:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, made / name)
@@ -95,7 +96,7 @@ def convert_fairseq(file: Path, to: Path) -> None:
     state = _load(file)
     arguments = _table(_table(state.get("cfg")).get("model")) | _table(state.get("args"))
     weights = _xglm_names(file, state)
-    with stream.new_folder(to) as made:
+    with tensor_files.new_folder(to) as made:
         config = _xglm_config(file, weights, arguments)
         _fairseq_tokenizer(file.parent).save(str(made / "tokenizer.json"))
         _write(made, weights)
@@ -204,7 +205,7 @@ def _write(folder: Path, weights: dict[str, Any]) -> None:
 
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 
-    stream.write(folder, shapes, get)
+    tensor_files.write(folder, shapes, get)
 
 
 # ---- fairseq -----------------------------------------------------------------------------------
@@ -269,10 +270,8 @@ def _fairseq_tokenizer(folder: Path) -> Tokenizer:
     tokens = {str(number): token for token, number in gpt2.items()}
     ids = {token: number for number, token in enumerate(_FAIRSEQ_SPECIAL)}
     path = folder / "dict.txt"
-    try:
+    with forms.refused(f"{path}: not a list of tokens", (OSError, ValueError)):
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: not a list of tokens ({forms.one_line(e)})") from e
     for line in lines:
         symbol = line.rpartition(" ")[0]  # then its count
         ids.setdefault(tokens.get(symbol, symbol), len(ids))
@@ -282,10 +281,6 @@ def _fairseq_tokenizer(folder: Path) -> Tokenizer:
             f"{missing[0]!r}; give the files that belong to this model"
         )
     merges = bpe.read_merges(folder / "vocab.bpe")
-    try:
+    what = f"{folder}: {', '.join(FAIRSEQ_FILES[1:])} do not make a tokenizer"
+    with forms.refused(what, bpe.RAISED, "; give the files that belong to this model"):
         return bpe.tokenizer(ids, merges, special=_FAIRSEQ_SPECIAL)
-    except Exception as e:  # the tokenizers package raises plain Exception
-        raise UserError(
-            f"{folder}: {', '.join(FAIRSEQ_FILES[1:])} do not make a tokenizer "
-            f"({forms.one_line(e)}); give the files that belong to this model"
-        ) from e

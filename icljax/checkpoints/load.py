@@ -19,11 +19,13 @@ from tokenizers import Tokenizer
 
 from icljax import forms
 from icljax.checkpoints import stream
+from icljax.checkpoints.tensor_files import INDEX, weight_files
 from icljax.data import bpe
 from icljax.errors import UserError
 from icljax.models.architectures import ARCHITECTURES
 from icljax.models.decoder import DecoderConfig
-from icljax.models.families import decoder_config, plan
+from icljax.models.families import decoder_config
+from icljax.models.plans import plan
 from icljax.runtime import downloads
 from icljax.types import Params
 
@@ -35,7 +37,7 @@ _ADAPTER = "adapter_config.json"  # PEFT's: changes to a model that is elsewhere
 _HUB_NAME = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 _DESCRIPTION = ["config.json", "tokenizer.json", "tokenizer.model", *bpe.FILES, _ADAPTER]
 _WEIGHTS = (
-    ["model.safetensors", "model-*.safetensors", stream.INDEX],
+    ["model.safetensors", "model-*.safetensors", INDEX],
     ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"],
 )
 _ID = forms.whole(0)
@@ -128,7 +130,7 @@ def _as_safetensors(folder: Path) -> Path:
             f"{folder} holds an adapter (its {_ADAPTER}), which would be left out; merge it into "
             "its base model (peft's merge_and_unload), save that and give its folder"
         )
-    if (folder / stream.INDEX).is_file() or (folder / "model.safetensors").is_file():
+    if (folder / INDEX).is_file() or (folder / "model.safetensors").is_file():
         return folder
     if (folder / "model.pt").is_file():
         return _convert_fairseq(folder / "model.pt")
@@ -208,7 +210,9 @@ def _download(name: str, revision: str | None) -> Path:
 # ---- What is in it -----------------------------------------------------------------------------
 
 
-def load_params(folder: Path, config: DecoderConfig, shardings: Any = None) -> Params:
+def load_params(
+    folder: Path, config: DecoderConfig, shardings: dict[str, Any] | None = None
+) -> Params:
     """Reads the weights of a Hugging Face folder into the decoder's parameter tree.
 
     Matrices are kept in `config.dtype`; the key and value projections, which finetuning changes
@@ -242,7 +246,7 @@ def _finite(params: Params) -> Any:
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 over the model's config, tokenizer and weights, in that order."""
-    files = [folder / "config.json", *_tokenizer_files(folder), *stream.weight_files(folder)]
+    files = [folder / "config.json", *_tokenizer_files(folder), *weight_files(folder)]
     stats = (file.stat() for file in files)
     return _fingerprint(tuple(files), tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))
 

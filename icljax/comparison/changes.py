@@ -1,5 +1,6 @@
 """Demonstrations as the data controls change them."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def _shuffled_tokens(
     encoder: Encoder, queries: list[Query], labels: np.ndarray, rng: np.random.Generator, _: Any
 ) -> list[list[int]]:
     """The tokens of each input in random order, its label still last."""
-    queries = [q._replace(prompt=rng.permutation(q.prompt).tolist()) for q in queries]
+    queries = [dataclasses.replace(q, prompt=rng.permutation(q.prompt).tolist()) for q in queries]
     return [q.demonstration(label) for q, label in zip(queries, labels, strict=True)]
 
 

@@ -42,6 +42,7 @@ _NAMES = (
     *(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")),
     "additional_special_tokens",
 )
+RAISED = (Exception,)  # by the tokenizers package, for whatever it does not take
 _PROBE = "A film, 1\u00e9\u4e2d\U0001f600\n"
 
 
@@ -129,16 +130,12 @@ def from_folder(folder: Path, model_type: object) -> Tokenizer:
     added = [_special_token(t) for t in _SPECIAL if t in ids]
     added += _added_tokens(folder, options, ids)
     merges = read_merges(folder / "merges.txt")
-    try:
+    what = f"{folder}: vocab.json and merges.txt do not make a tokenizer"
+    with forms.refused(what, RAISED, "; fetch both again"):
         made = tokenizer(ids, merges, split)
         if options.get("add_prefix_space"):
             made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         made.add_tokens(list({token.content: token for token in added}.values()))
-    except Exception as e:  # the tokenizers package raises plain Exception
-        raise UserError(
-            f"{folder}: vocab.json and merges.txt do not make a tokenizer ({forms.one_line(e)}); "
-            "fetch both again"
-        ) from e
     return made
 
 
@@ -183,16 +180,7 @@ def _added_tokens(folder: Path, options: dict[str, Any], ids: dict[str, int]) ->
         (config, token.content, int(key) if key.isdecimal() else key)
         for key, token in decoded.items()
     ]
-    owner = {number: token for token, number in ids.items()}
-    for path, content, number in numbers:
-        if type(number) is not int or number < 0 or not content:
-            raise UserError(f"{path}: token {content!r} has id {number!r}, expected one from 0 on")
-        same_id, same_token = ids.setdefault(content, number), owner.setdefault(number, content)
-        if (same_id, same_token) != (number, content):
-            raise UserError(
-                f"{path}: token {content!r} has id {number}, but {same_token!r} has {number} and "
-                f"{content!r} {same_id} elsewhere; give files of one model"
-            )
+    _number(numbers, ids)
     named = []
     for path in (config, folder / "special_tokens_map.json"):
         table = options if path == config else _read_table(path)
@@ -207,6 +195,20 @@ def _added_tokens(folder: Path, options: dict[str, Any], ids: dict[str, int]) ->
                 )
     plain = [AddedToken(token, special=False, normalized=True) for path, token, _ in numbers]
     return [*plain, *named, *decoded.values()]
+
+
+def _number(numbers: Iterable[tuple[Path, str, object]], ids: dict[str, int]) -> None:
+    """Gives added tokens their ids, which no two may share; each comes with the file it is of."""
+    owner = {number: token for token, number in ids.items()}
+    for path, content, number in numbers:
+        if type(number) is not int or number < 0 or not content:
+            raise UserError(f"{path}: token {content!r} has id {number!r}, expected one from 0 on")
+        same_id, same_token = ids.setdefault(content, number), owner.setdefault(number, content)
+        if (same_id, same_token) != (number, content):
+            raise UserError(
+                f"{path}: token {content!r} has id {number}, but {same_token!r} has {number} and "
+                f"{content!r} {same_id} elsewhere; give files of one model"
+            )
 
 
 def _added_token(path: Path, key: str, value: object, special: bool = True) -> AddedToken:
@@ -238,23 +240,18 @@ def _flag(path: Path, key: str, value: object) -> bool:
 def _read_table(path: Path) -> dict[str, Any]:
     """A file's JSON object, of texts that a tokenizer takes; empty where there is no such file."""
     table = forms.read_table(path) if path.is_file() else {}
-    try:
+    with forms.refused(f"{path}: not valid JSON", (ValueError,), "; fetch it again"):
         json.dumps(table, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except ValueError as e:
-        raise UserError(f"{path}: not valid JSON ({forms.one_line(e)}); fetch it again") from e
     return table
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
     """{token: id} of a vocab.json or encoder.json."""
-    try:
+    faults = (OSError, AttributeError, ValueError)
+    with forms.refused(f"{path}: not a table of tokens to ids", faults, "; fetch it again"):
         ids = forms.read_json(path)
         json.dumps(ids, ensure_ascii=False).encode()
         bad = next(((t, i) for t, i in ids.items() if type(i) is not int or i < 0), None)
-    except (OSError, AttributeError, ValueError) as e:
-        raise UserError(
-            f"{path}: not a table of tokens to ids ({forms.one_line(e)}); fetch it again"
-        ) from e
     if bad or len(set(ids.values())) < len(ids):
         what = f"token {bad[0]!r} has id {bad[1]!r}" if bad else "two tokens have one id"
         raise UserError(f"{path}: {what}; expected a number from 0 on for each; fetch it again")
@@ -263,10 +260,8 @@ def read_vocabulary(path: Path) -> dict[str, int]:
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
     """The pairs of a merges.txt or vocab.bpe."""
-    try:
+    with forms.refused(f"{path}: not a list of merges", (OSError, ValueError), "; fetch it again"):
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: not a list of merges ({e}); fetch it again") from e
     pairs = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     bad = next((i for i, pair in enumerate(pairs) if len(pair) != 2), None)
     if bad is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, pre_tokenizers, trainers
 
 from icljax.data import bpe, sources
 from icljax.errors import UserError
@@ -20,6 +20,7 @@ from icljax.runtime import downloads, workdir
 
 END = "<|endoftext|>"  # before each document, and after the last; BOS and EOS of the model
 _TOKENIZER, _ABOUT = "tokenizer.json", "corpus.json"
+_PARTS = ("train", "validation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Corpus:
     validation: np.ndarray
     tokenizer: Tokenizer
     end: int
-    about: dict[str, Any]
+    about: dict[str, str | int]
 
 
 def load(
@@ -56,44 +57,44 @@ def load(
     Raises:
         UserError: for a source that cannot be read or holds too little text.
     """
-    about = folder / _ABOUT
-    if not about.exists():
-        train, validation = _documents(source, share)
-        if tokenizer is None:
-            tokenizer = train_tokenizer(train, vocab_size)
-        end = tokenizer.token_to_id(END)
-        if end is None:
-            raise UserError(
-                f"the tokenizer has no {END!r}, which separates documents; use text.tokenizer=bpe"
-            )
-        streams = {
-            "train": _stream(train, tokenizer, end),
-            "validation": _stream(validation, tokenizer, end),
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, stream in streams.items():
-            np.save(folder / f"{name}.npy", stream)
-        tokenizer.save(str(folder / _TOKENIZER))
-        digest = hashlib.sha256()
-        for name in sorted(streams):
-            digest.update(streams[name].tobytes())
-        described = {
-            "source": source,
-            "train_documents": len(train),
-            "validation_documents": len(validation),
-            "train_tokens": len(streams["train"]),
-            "validation_tokens": len(streams["validation"]),
-            "vocab_size": tokenizer.get_vocab_size(),
-            "fingerprint": digest.hexdigest(),
-        }
-        workdir.write_atomically(about, json.dumps(described, indent=1).encode())
+    if not (folder / _ABOUT).exists():
+        _make(source, vocab_size, tokenizer, folder, share)
     # Not read into memory: a batch takes what it needs from the file.
-    streams = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("train", "validation")}
+    train, validation = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _PARTS)
     tokenizer = bpe.from_json(folder / _TOKENIZER)
     end = tokenizer.encode(END, add_special_tokens=False).ids[0]
-    return Corpus(
-        streams["train"], streams["validation"], tokenizer, end, json.loads(about.read_text())
-    )
+    about = json.loads((folder / _ABOUT).read_text())
+    return Corpus(train, validation, tokenizer, end, about)
+
+
+def _make(
+    source: str, vocab_size: int, tokenizer: Tokenizer | None, folder: Path, share: float
+) -> None:
+    """Writes what `load` reads, `_ABOUT` last."""
+    documents = dict(zip(_PARTS, _documents(source, share), strict=True))
+    if tokenizer is None:
+        tokenizer = train_tokenizer(documents["train"], vocab_size)
+    end = tokenizer.token_to_id(END)
+    if end is None:
+        raise UserError(
+            f"the tokenizer has no {END!r}, which separates documents; use text.tokenizer=bpe"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / _TOKENIZER))
+    digest, tokens = hashlib.sha256(), {}
+    for name, texts in documents.items():
+        stream = _stream(texts, tokenizer, end)
+        np.save(folder / f"{name}.npy", stream)
+        digest.update(stream.tobytes())
+        tokens[f"{name}_tokens"] = len(stream)
+    described = {
+        "source": source,
+        **{f"{name}_documents": len(texts) for name, texts in documents.items()},
+        **tokens,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "fingerprint": digest.hexdigest(),
+    }
+    workdir.write_atomically(folder / _ABOUT, json.dumps(described, indent=1).encode())
 
 
 def num_ids(tokenizer: Tokenizer) -> int:
@@ -103,9 +104,7 @@ def num_ids(tokenizer: Tokenizer) -> int:
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE, as GPT-2's, of at most `vocab_size` tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = bpe.tokenizer({}, ())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END],
@@ -145,9 +144,7 @@ def batch_at(parts: np.ndarray, step: int, size: int, seed: int) -> np.ndarray:
     return parts[rows]
 
 
-@functools.lru_cache(
-    maxsize=2
-)  # the epoch that is read, and the next where a batch reaches into it
+@functools.lru_cache(maxsize=2)  # the epoch that is read, and the next that a batch reaches into
 def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 

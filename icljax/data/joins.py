@@ -5,15 +5,15 @@ Here each join is compared with the tokens of the text around it: a few words, w
 tokenizer looks, so the cost does not grow with the prompt.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from icljax.data.datasets import Split
 from icljax.data.prompts import Encoder, following
-from icljax.data.tasks import Task
+from icljax.data.task import Task
 
 _NEAR = 2  # words on each side of a join
 _START = (
@@ -31,7 +31,8 @@ _ANSWER = (
 )
 
 
-class Piece(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Piece:
     """An example's texts.
 
     Attributes:
@@ -47,7 +48,8 @@ class Piece(NamedTuple):
     label: int
 
 
-class _Case(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Case:
     """Tokens as the prompt has them and as the tokenizer writes the whole text, at one join."""
 
     kind: tuple[str, str]

@@ -10,13 +10,15 @@ All labels of both splits are read in one way. Those ways that can read all of t
 every one; else the user is asked which it is.
 """
 
+import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from icljax.data.tasks import Layout, Row, Task, folded
+from icljax.data.rows import Value
+from icljax.data.task import Layout, Row, Task, folded
 from icljax.errors import UserError
 from icljax.forms import brief, enumerated
 
@@ -33,10 +35,11 @@ _TRUTH = {
 }
 
 
-class Label(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Label:
     """A label as the source has it; choices and their marks are the example's own."""
 
-    value: Any
+    value: Value
     where: str
     choices: Sequence[str]
     marks: Sequence[str]
@@ -54,7 +57,7 @@ def read_labels(labels: Sequence[Label], layout: Layout, task: Task) -> tuple[li
     """Returns the labels as positions in the answers or choices, and notes on how they were read.
 
     Raises:
-      UserError: no reading can read all of them, or two that can differ.
+        UserError: no reading can read all of them, or two that can differ.
     """
     readings = [layout.label_is] if layout.label_is != "auto" else list(_READINGS)
     if layout.label_is == "auto" and layout.first == 1:
@@ -83,6 +86,13 @@ def read_labels(labels: Sequence[Label], layout: Layout, task: Task) -> tuple[li
         )
     if "letter" in whole and all(label.marks and type(label.value) is str for label in labels):
         whole = {"letter": whole["letter"]}  # a text that is one of the row's own marks is no other
+    _check_one_meaning(labels, whole, task)
+    reading, found = next(iter(whole.items()))
+    return found, _notes(labels, found, reading, layout, task)
+
+
+def _check_one_meaning(labels: Sequence[Label], whole: dict[str, list[int]], task: Task) -> None:
+    """Refuses a label that the readings take for different ones."""
     for label, *found in zip(labels, *whole.values(), strict=True):
         if len(set(found)) > 1:
             answers = label.choices or task.answers
@@ -92,8 +102,6 @@ def read_labels(labels: Sequence[Label], layout: Layout, task: Task) -> tuple[li
                 f"{label.where}: label {brief(label.value)} may be {', '.join(each)}; say which "
                 f"with config.data.label_is{' or '.join(ways)}"
             )
-    reading, found = next(iter(whole.items()))
-    return found, _notes(labels, found, reading, layout, task)
 
 
 def _notes(
@@ -105,11 +113,11 @@ def _notes(
         from_one = reading == "letter" and numbers and layout.first != 1
         return ["labels are numbers of the choices, the first is 1"] if from_one else []
     named = {_name(label.value): task.answers[i] for label, i in zip(labels, found, strict=True)}
+    notes = []
     if reading == "index":
         notes = [layout.note] if layout.note and any(map(str.isdigit, named)) else []
         named = {name: answer for name, answer in named.items() if not name.lstrip("+-").isdigit()}
     else:
-        notes = []
         named = {name: answer for name, answer in named.items() if name != _name(answer)}
     if named:
         pairs = [f"{brief(name)[1:-1]} as {answer}" for name, answer in sorted(named.items())]
@@ -118,10 +126,7 @@ def _notes(
 
 
 def _unreadable(
-    labels: Sequence[Label],
-    read_as: dict[str, list[int | None]],
-    layout: Layout,
-    task: Task,
+    labels: Sequence[Label], read_as: dict[str, list[int | None]], layout: Layout, task: Task
 ) -> UserError:
     """What is wrong with the first label that the reading which comes furthest cannot read."""
     first = {reading: found.index(None) for reading, found in read_as.items()}
@@ -192,14 +197,14 @@ def _letters(count: int) -> str:
     return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count]
 
 
-def _number(value: Any) -> int | None:
+def _number(value: Value) -> int | None:
     """Returns a whole number, also one that is written in a text; a truth value is none."""
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,9}(\.0*)?\s*", value):
         return int(float(value))
     return value if type(value) is int else None
 
 
-def _name(value: Any) -> str:
+def _name(value: Value) -> str:
     """Returns a label or an answer as it is compared: 1, "1" and 1.0 are one, case is none."""
     number = _number(value)
     return folded(str(value if number is None else number))

@@ -24,7 +24,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from icljax.data.datasets import Split
-from icljax.data.tasks import Task
+from icljax.data.task import Task
 from icljax.errors import UserError
 from icljax.types import Array
 
@@ -55,7 +55,8 @@ class Demonstrations(NamedTuple):
     train_index: Array
 
 
-class Query(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Query:
     """One example as token ids.
 
     Attributes:
@@ -167,30 +168,34 @@ class Encoder:
                 )
             if self.answers:
                 out.append(Query(prompt, self.answers))
-                continue
-            candidates = self.task.candidates(split.fields[row], split.choices[row])
-            query = _multiple_choice(self.tokenizer, text, prompt, candidates)
-            if any(len(c) <= n for c, n in zip(query.candidates, query.read_only, strict=True)):
-                raise UserError(
-                    f"{split.where(row)}: one of the candidates {candidates} has no tokens; leave "
-                    "the example out"
+            else:
+                candidates = self.task.candidates(split.fields[row], split.choices[row])
+                out.append(
+                    _multiple_choice(self.tokenizer, split.where(row), text, prompt, candidates)
                 )
-            if len(set(query.candidates)) < len(candidates):
-                texts = [f"{read} {scored}".strip() for read, scored in candidates]
-                raise UserError(
-                    f"{split.where(row)}: two of its candidates {texts} become the same tokens "
-                    "with this tokenizer, so the model cannot choose; leave the example out, or "
-                    "use another model"
-                )
-            out.append(query)
         return out
 
 
 def _multiple_choice(
-    tokenizer: Tokenizer, text: str, prompt: list[int], candidates: Sequence[tuple[str, str]]
+    tokenizer: Tokenizer,
+    where: str,
+    text: str,
+    prompt: list[int],
+    candidates: Sequence[tuple[str, str]],
 ) -> Query:
+    """The query of an example with choices of its own."""
     read = following(tokenizer, text, [read for read, _ in candidates])
-    whole = following(tokenizer, text, [f"{r} {scored}".strip() for r, scored in candidates])
+    texts = [f"{read} {scored}".strip() for read, scored in candidates]
+    whole = following(tokenizer, text, texts)
+    if any(len(c) <= len(r) for c, r in zip(whole, read, strict=True)):
+        raise UserError(
+            f"{where}: one of the candidates {candidates} has no tokens; leave the example out"
+        )
+    if len(set(whole)) < len(candidates):
+        raise UserError(
+            f"{where}: two of its candidates {texts} become the same tokens with this tokenizer, "
+            "so the model cannot choose; leave the example out, or use another model"
+        )
     return Query(prompt, whole, tuple(map(len, read)))
 
 
@@ -366,25 +371,12 @@ def pack(
     rows = _fill_rows(lengths, row_length)
     num_rows = max(1, min(tokens_per_batch // row_length, len(rows)))
     batches = math.ceil(len(rows) / num_rows)
-    slots = max(map(len, rows))
     read = [1 + sum(len(c) - 1 for c in query.candidates) for query in queries]
-    per_slot = (
-        max(len(q.candidates) for q in queries),
-        max(len(c) for q in queries for c in q.candidates),
-    )
-    total = batches * num_rows
-    out = Queries(
-        tokens=np.zeros((total, row_length), np.int32),
-        positions=np.zeros((total, row_length), np.int32),
-        segment=np.full((total, row_length), -1, np.int32),
-        branch=np.zeros((total, row_length), np.int32),
-        example=np.full((total, slots), -1, np.int32),
-        studied=np.zeros((total, slots), np.int32),
-        places=np.zeros((total, max(sum(read[i] for i in row) for row in rows)), np.int32),
-        source=np.zeros((total, slots, *per_slot), np.int32),
-        target=np.zeros((total, slots, *per_slot), np.int32),
-        target_weight=np.zeros((total, slots, *per_slot), np.float32),
-    )
+    places = max(sum(read[i] for i in row) for row in rows)
+    candidates = max(len(q.candidates) for q in queries)
+    longest = max(len(c) for q in queries for c in q.candidates)
+    per_slot = (max(map(len, rows)), candidates, longest)
+    out = _empty(batches * num_rows, row_length, places, per_slot)
     for row, examples in enumerate(rows):
         start = place = 0
         for slot, example in enumerate(examples):
@@ -393,6 +385,22 @@ def pack(
             _weigh(out, row, slot, queries[example], score)
             start, place = start + lengths[example], place + read[example]
     return Queries(*(x.reshape(batches, num_rows, *x.shape[1:]) for x in out))
+
+
+def _empty(rows: int, row_length: int, places: int, per_slot: tuple[int, int, int]) -> Queries:
+    """Queries of B * batches rows that hold nothing; `per_slot` is (A, Y, M)."""
+    return Queries(
+        tokens=np.zeros((rows, row_length), np.int32),
+        positions=np.zeros((rows, row_length), np.int32),
+        segment=np.full((rows, row_length), -1, np.int32),
+        branch=np.zeros((rows, row_length), np.int32),
+        example=np.full((rows, per_slot[0]), -1, np.int32),
+        studied=np.zeros((rows, per_slot[0]), np.int32),
+        places=np.zeros((rows, places), np.int32),
+        source=np.zeros((rows, *per_slot), np.int32),
+        target=np.zeros((rows, *per_slot), np.int32),
+        target_weight=np.zeros((rows, *per_slot), np.float32),
+    )
 
 
 def _fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:

@@ -10,6 +10,7 @@ Three kinds of source, named by `config.data.source`:
 
 import contextlib
 import csv
+import dataclasses
 import difflib
 import functools
 import importlib.abc
@@ -23,11 +24,11 @@ import urllib.error
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from icljax.data.tasks import TASKS
+from icljax.data.task_table import TASKS
 from icljax.errors import UserError
 from icljax.forms import brief, parse_json
 from icljax.runtime import downloads
@@ -47,7 +48,8 @@ _REVIEW_PARTS = {"rotten_tomatoes": 533, "imdb": 1000}
 _SLICE = re.compile(r"(.+?)\[(\d{1,9}%?)?:(\d{1,9}%?)?\]")
 
 
-class Rows(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
     """One split as the source has it; row i is called f"{place}{indices[i] + first}" in errors."""
 
     rows: list[dict[str, Any]]
@@ -60,7 +62,8 @@ class Rows(NamedTuple):
         return f"{self.place}{self.indices[i] + self.first}"
 
 
-class Source(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Source:
     """An opened source: its splits, how to read one, and what is unusual about it."""
 
     splits: tuple[str, ...]
@@ -72,7 +75,7 @@ def open_source(source: str) -> Source:
     """Opens "package:...", "tfds:..." or "jsonl:..."; what is not there yet is fetched.
 
     Raises:
-      UserError: for another source, or one that cannot be had.
+        UserError: for another source, or one that cannot be had.
     """
     kind, _, name = source.partition(":")
     kinds = {"package": _open_package, "tfds": _open_tfds, "jsonl": _open_jsonl}
@@ -95,7 +98,7 @@ def _slice(name: str, rows: Rows) -> Rows:
         round(count * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
         for bound in (match[2] or "0", match[3] or "100%")
     )
-    return rows._replace(rows=rows.rows[start:end], indices=rows.indices[start:end])
+    return dataclasses.replace(rows, rows=rows.rows[start:end], indices=rows.indices[start:end])
 
 
 def _open_package(name: str) -> Source:
@@ -133,17 +136,15 @@ def _read_reviews(path: Path, part: str) -> list[dict[str, Any]]:
 
 
 def _open_jsonl(name: str) -> Source:
-    folder = downloads.user_path(name, "data source jsonl:")
+    folder, what = downloads.user_path(name, "data source jsonl:"), brief(f"jsonl:{name}")
     try:
         there = folder.is_dir()
         splits = tuple(sorted(path.stem for path in folder.glob("*.jsonl"))) if there else ()
     except (OSError, ValueError) as error:  # no permission, a name that cannot be
-        raise UserError(
-            f"data source {brief(f'jsonl:{name}')}: cannot be opened: {_first_line(error)}"
-        ) from error
+        raise UserError(f"data source {what}: cannot be opened: {_first_line(error)}") from error
     if not there:
         raise UserError(
-            f"data source {brief(f'jsonl:{name}')}: no such folder; expected one with train.jsonl "
+            f"data source {what}: no such folder; expected one with train.jsonl "
             f"and validation.jsonl or test.jsonl"
         )
 

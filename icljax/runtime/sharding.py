@@ -5,7 +5,8 @@ The mesh has two axes. Over `data` go queries, finetuning runs and sequences, wh
 """
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -30,8 +31,11 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 _MAY_BE_REPLICATED = r"embed'\]"
 REPLICATED = PartitionSpec()
 
+T = TypeVar("T")  # a tree of arrays
+Specs = PartitionSpec | tuple["Specs", ...]
 
-def make_mesh(data: int, model: int, devices: list[Any] | None = None) -> Mesh:
+
+def make_mesh(data: int, model: int, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh with axes data and model; -1 takes all devices that are left.
 
     Raises:
@@ -53,7 +57,7 @@ def make_mesh(data: int, model: int, devices: list[Any] | None = None) -> Mesh:
     return Mesh(used.reshape(shape), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: object, mesh: Mesh) -> Any:
     """The sharding of each leaf (arrays or shapes) by `RULES`.
 
     Raises:
@@ -78,7 +82,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
-def put(tree: Any, mesh: Mesh, spec: PartitionSpec = REPLICATED) -> Any:
+def put(tree: T, mesh: Mesh, spec: PartitionSpec = REPLICATED) -> T:
     """NumPy arrays as arrays on the mesh, all by one spec; a process makes only its own shards."""
     where = NamedSharding(mesh, spec)
 
@@ -89,7 +93,7 @@ def put(tree: Any, mesh: Mesh, spec: PartitionSpec = REPLICATED) -> Any:
     return jax.tree.map(one, tree)
 
 
-def over_data(mesh: Mesh, function: Any, in_specs: Any, out_specs: Any) -> Any:
+def over_data(mesh: Mesh, function: Callable[..., Any], in_specs: Specs, out_specs: Specs) -> Any:
     """`function` on each part of the data axis by itself; the model axis stays the compiler's."""
     return jax.shard_map(
         function,

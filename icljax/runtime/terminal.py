@@ -120,7 +120,9 @@ def end_on_interrupt() -> None:
         signal.signal(signal.SIGINT, stop)
 
 
-def run(main: Callable[[], Any], other: Callable[[Exception], None] = lambda _: None) -> None:
+def run(
+    main: Callable[[], int | None], other: Callable[[Exception], None] = lambda _: None
+) -> None:
     """Runs a command line to its exit.
 
     Args:

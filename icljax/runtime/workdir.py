@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import SoftFileLock, Timeout
@@ -191,11 +191,30 @@ def as_plain(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the whole new one, never a part."""
+@contextlib.contextmanager
+def replacing(path: Path, synced: bool = False) -> Iterator[BinaryIO]:
+    """A file to write: a reader sees the old one or the whole new one, never a part.
+
+    Args:
+        synced: wait until the disk has it; leave no part where the disk is full.
+    """
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as f:
+            yield f
+            if synced:
+                f.flush()
+                os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """As `replacing`, of content that is at hand."""
+    with replacing(path) as f:
+        f.write(content)
 
 
 def check_writable(path: Path) -> None:
@@ -223,10 +242,8 @@ def reading_results(file: Path) -> Iterator[None]:
 
 def save_examples(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes `examples.npz` atomically."""
-    temporary = path / (EXAMPLES + ".partial")
-    with temporary.open("wb") as f:
+    with replacing(path / EXAMPLES) as f:
         np.savez_compressed(f, allow_pickle=False, **arrays)
-    os.replace(temporary, path / EXAMPLES)
 
 
 def save_results(path: Path, results: dict[str, Any]) -> None:

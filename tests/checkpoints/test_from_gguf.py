@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer, pre_tokenizers
 
 from icljax import checkpoints
-from icljax.checkpoints import from_gguf
+from icljax.checkpoints import from_gguf, gguf_file
 from icljax.data import bpe
 from icljax.errors import UserError
 
@@ -229,7 +229,7 @@ def test_every_quantisation_that_gguf_undoes(tmp_path, kind):
     writer.close()
     with np.errstate(all="ignore"):
         expected = gguf.quants.dequantize(stored, kind)
-        got = from_gguf._dequantize(from_gguf._read(tmp_path / "one.gguf"), "x")
+        got = gguf_file.dequantized(gguf_file.read(tmp_path / "one.gguf"), "x")
     assert got.shape == shape
     np.testing.assert_array_equal(got, expected, strict=True)
 
@@ -332,7 +332,7 @@ def test_header_agrees_with_the_gguf_package(tmp_path, alignment):
     path = _write(tmp_path / "tiny.gguf", _hf_weights(), alignment=alignment)
     theirs = gguf.GGUFReader(path)
 
-    ours = from_gguf._read(path)
+    ours = gguf_file.read(path)
 
     expected = {name: field.contents() for name, field in theirs.fields.items()}
     assert ours.fields == {k: v for k, v in expected.items() if not k.startswith("GGUF.")}
@@ -436,7 +436,7 @@ def test_progress_counts_every_tensor(source, tmp_path):
 
 def test_one_tensor_is_in_memory_at_a_time(source, tmp_path, monkeypatch):
     made = []
-    dequantize = from_gguf._dequantize
+    dequantize = gguf_file.dequantized
 
     def spy(*args):
         assert all(array() is None for array in made)
@@ -444,7 +444,7 @@ def test_one_tensor_is_in_memory_at_a_time(source, tmp_path, monkeypatch):
         made.append(weakref.ref(array))
         return array
 
-    monkeypatch.setattr(from_gguf, "_dequantize", spy)
+    monkeypatch.setattr(from_gguf, "dequantized", spy)
     from_gguf.convert(source, tmp_path / "hf")
     assert len(made) == len(_hf_weights())
 

@@ -202,7 +202,7 @@ def test_torch_files_are_converted_once(tmp_path, count, monkeypatch):
 
 
 def test_several_files_of_safetensors(tmp_path, monkeypatch):
-    monkeypatch.setattr(from_torch.tensors.write, "__defaults__", (30_000,))
+    monkeypatch.setattr(from_torch.tensor_files.write, "__defaults__", (30_000,))
     folder = gpt2_folder(tmp_path / "gpt2")
     as_pickle(folder, 1)
     checkpoint, _ = load(folder)

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from icljax.checkpoints import from_gguf, stream
+from icljax.checkpoints import from_gguf, gguf_file, stream, tensor_files
 from icljax.checkpoints import load as checkpoints
 from icljax.errors import UserError
-from icljax.models import families
+from icljax.models import families, family_tables, options, plans
 from icljax.models.decoder import DecoderConfig, Rope
 from tests.checkpoints.test_from_gguf import _hf_weights, _write
 from tests.conftest import bounded, llama_tensors, tiny_llama_config, write_folder
@@ -51,14 +51,14 @@ def outcomes(seen):
 
 # ---- config.json -------------------------------------------------------------------------------
 
-ROPE_KEYS = [*sorted(families._ROPE_FORMS), "mrope_section"]
-KEYS = sorted({*families._FORMS, *families._NEUTRAL, "model_type", "quantization_config"})
+ROPE_KEYS = [*sorted(options.ROPE_FORMS), "mrope_section"]
+KEYS = sorted({*family_tables.FORMS, *family_tables.NEUTRAL, "model_type", "quantization_config"})
 NESTED = {
     key: st.dictionaries(st.sampled_from(ROPE_KEYS), VALUES, max_size=4)
-    for key in families._ROPE_TABLES
+    for key in options.ROPE_TABLES
 } | {
-    families.ATTENTION_KEY: st.lists(
-        st.dictionaries(st.sampled_from([*families._KIND_FORMS, "x"]), VALUES, max_size=2),
+    family_tables.ATTENTION_KEY: st.lists(
+        st.dictionaries(st.sampled_from([*family_tables.KIND_FORMS, "x"]), VALUES, max_size=2),
         max_size=3,
     ),
     "attention_types": st.lists(st.tuples(VALUES, VALUES).map(list), max_size=2),
@@ -76,7 +76,7 @@ def configs(draw, kind):
     return {key: value for key, value in hf.items() if value is not ...}
 
 
-@pytest.mark.parametrize("kind", families.FAMILIES)
+@pytest.mark.parametrize("kind", family_tables.FAMILIES)
 def test_config(kind):
     seen = []
 
@@ -138,7 +138,7 @@ def test_config_of_any_bytes(tmp_path_factory, content):
 def llama_plan():
     hf = tiny_llama_config()
     config = families.decoder_config(hf, "llama")
-    return families.plan(hf, config), config
+    return plans.plan(hf, config), config
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +214,8 @@ def test_index(tmp_path, folder):
     @bounded(100)
     @given(VALUES | st.fixed_dictionaries({"weight_map": maps | VALUES}))
     def check(index):
-        (tmp_path / stream.INDEX).write_text(json.dumps(index))
-        found = allowed(lambda: stream.weight_files(tmp_path), tmp_path)
+        (tmp_path / tensor_files.INDEX).write_text(json.dumps(index))
+        found = allowed(lambda: tensor_files.weight_files(tmp_path), tmp_path)
         seen.append(found)
         assert not found or {file.parent for file in found} == {tmp_path}
 
@@ -225,7 +225,7 @@ def test_index(tmp_path, folder):
 
 # ---- GGUF --------------------------------------------------------------------------------------
 
-LETTERS = from_gguf._SCALARS
+LETTERS = gguf_file.SCALARS
 
 
 def encoded(kind, value):
@@ -271,7 +271,7 @@ def any_field(draw):
 def gguf_parts(tmp_path_factory):
     """(fields {name: (type, value)}, tensors {name: (shape, kind, offset)}, data)."""
     path = _write(tmp_path_factory.mktemp("gguf") / "tiny.gguf", _hf_weights())
-    whole = from_gguf._read(path)
+    whole = gguf_file.read(path)
     start = min(t.offset for t in whole.tensors.values())
     table = {n: (t.shape[::-1], int(t.kind), t.offset - start) for n, t in whole.tensors.items()}
     fields = {name: natural(value) for name, value in whole.fields.items()}

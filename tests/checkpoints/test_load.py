@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from icljax.checkpoints import from_gguf
+from icljax.checkpoints import from_gguf, tensor_files
 from icljax.checkpoints import load as checkpoints
 from icljax.comparison import finetune
 from icljax.errors import UserError
@@ -765,7 +765,7 @@ def test_a_tied_model_is_stored_either_way(tmp_path, embedding, make, sharded, k
 
 @EITHER_FAMILY
 def test_tied_by_config_but_not_in_the_file(tmp_path, embedding, make, monkeypatch):
-    monkeypatch.setattr(checkpoints.stream, "_COMPARED", 1000)
+    monkeypatch.setattr(tensor_files, "COMPARED", 1000)
     make(tmp_path)
     matrix = load_file(tmp_path / "model.safetensors")[embedding]
     other = matrix.copy()

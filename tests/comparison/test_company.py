@@ -19,7 +19,7 @@ from icljax.comparison.reading import compare_settings
 from icljax.data import prompts
 from icljax.data.datasets import Split
 from icljax.data.prompts import Query
-from icljax.data.tasks import Task
+from icljax.data.task import Task
 from icljax.experiments import config as config_lib
 from icljax.runtime import sharding
 from icljax.runtime.chunks import Chunks

@@ -13,7 +13,7 @@ from icljax.attention import mixing
 from icljax.comparison import finetune, forward
 from icljax.data import prompts
 from icljax.data.prompts import Query
-from icljax.data.tasks import Task
+from icljax.data.task import Task
 from icljax.models.decoder import Decoder, DecoderConfig, init_params
 from tests.conftest import make_tokenizer
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icljax.data import datasets, sources
-from icljax.data.tasks import TASKS, get_task
+from icljax.data.task_table import TASKS
+from icljax.data.tasks import get_task
 from icljax.errors import UserError
 from icljax.experiments import config
 from icljax.runtime import downloads

@@ -9,7 +9,7 @@ import pytest
 from icljax.data import prompts
 from icljax.data.datasets import Split
 from icljax.data.prompts import Query
-from icljax.data.tasks import Task
+from icljax.data.task import Task
 from icljax.errors import UserError
 from tests.conftest import make_tokenizer
 

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from icljax.data import datasets, sources
-from icljax.data.tasks import TASKS, get_task, layout_of, template_fields
+from icljax.data.task import template_fields
+from icljax.data.task_table import TASKS
+from icljax.data.tasks import get_task, layout_of
 from icljax.errors import UserError
 from icljax.experiments import config as config_lib
 

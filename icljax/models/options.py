@@ -1,0 +1,176 @@
+"""What keys of config.json say: forms of their values, positions, and each family's own rules.
+
+Sources: the configuration_*.py and modeling_*.py of each model type in `transformers`, with its
+defaults for keys that are missing.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from icljax import forms
+from icljax.attention import Kind
+from icljax.forms import SIZE, TEXT
+from icljax.models.decoder import Rope
+
+Fields = dict[str, Any]  # DecoderConfig's, as far as they are known
+
+ROPE_TABLES = ("rope_scaling", "rope_parameters")  # older, newer
+_ROPE_SCALES = ("factor", "low_freq_factor", "high_freq_factor")
+ROPE_FORMS = {
+    **dict.fromkeys(("rope_type", "type"), TEXT),
+    **dict.fromkeys(("rope_theta", *_ROPE_SCALES), forms.number()),
+    "partial_rotary_factor": forms.number(0, 1),
+    "original_max_position_embeddings": SIZE,
+}
+
+
+def lookup(hf: dict[str, Any], key: str | tuple[str, Any]) -> Any:
+    """What config.json says of a key; its default where it is a pair of both, and missing.
+
+    Raises:
+        KeyError: a key without a default is missing.
+    """
+    value = hf.get(key if isinstance(key, str) else key[0])
+    if value is not None:
+        return value
+    if isinstance(key, str):
+        raise KeyError(key)
+    return key[1]
+
+
+def expect(hf: dict[str, Any], key: str, supported: Sequence[Any]) -> None:
+    """Refuses a value that is not supported; in a list, one item that is not."""
+    value = hf.get(key)
+    for item in value if isinstance(value, list) else [value]:
+        if item is not None and item not in supported:
+            only = f", only {' or '.join(map(repr, supported))}" if supported else ""
+            raise ValueError(f"{key}={forms.shown(item)} is not supported{only}; use another model")
+
+
+def rope(hf: dict[str, Any], fields: Fields, partial: float | None = None) -> Rope:
+    """Rotary positions; `partial`: how much of a head they turn by default, None: always all."""
+    tables = [hf[key] for key in ROPE_TABLES if hf.get(key)]
+    given = tables[0] if tables else {}
+    for table in tables:
+        if table.get("rope_type", table.get("type")) != table.get("type", table.get("rope_type")):
+            raise ValueError("type and rope_type of the rotary positions differ; remove one")
+        if unknown := sorted(table.keys() - ROPE_FORMS.keys()):
+            raise ValueError(f"{forms.shown(unknown[0])} of the rotary positions is not supported")
+        if table != given:
+            raise ValueError(f"{' and '.join(ROPE_TABLES)} differ; remove one")
+    kind = "rope_type" if "rope_type" in given else "type"  # the key's older name
+    expect(given, kind, ("default", "linear", "llama3"))
+    theta = given.get("rope_theta") or hf.get("rope_theta") or hf.get("rotary_emb_base")
+    shares = (given.get("partial_rotary_factor"), hf.get("partial_rotary_factor"))
+    share = next((x for x in (*shares, hf.get("rotary_pct")) if x), partial or 1)
+    if partial is None and share != 1:
+        raise ValueError(f"rotating only {share:g} of each head is not supported")
+    width = 0 if share == 1 else int(share * fields["head_width"])
+    if share != 1 and not width:
+        raise ValueError(f"{share:g} of a head's {fields['head_width']} numbers is none to rotate")
+    rope = Rope(float(theta or 10_000.0), width)
+    scales = [key for key in _ROPE_SCALES if given.get(key) is not None]
+    if scales and given.get(kind) is None:
+        raise ValueError(
+            f"the rotary positions have {scales[0]}={given[scales[0]]:g} and no rope_type; add it, "
+            "or remove the scaling"
+        )
+    if given.get(kind) == "linear":
+        return dataclasses.replace(rope, factor=float(lookup(given, "factor")))
+    if given.get(kind) == "llama3":
+        factor, low, high = (
+            float(lookup(given, key)) for key in ("factor", "low_freq_factor", "high_freq_factor")
+        )
+        if low >= high:
+            raise ValueError(f"low_freq_factor={low:g} is not below high_freq_factor={high:g}")
+        context = given.get("original_max_position_embeddings") or fields["context_length"]
+        return dataclasses.replace(rope, factor=factor, low=low, high=high, original_length=context)
+    return rope
+
+
+def _pattern(windows: Sequence[int]) -> tuple[Kind, ...]:
+    """Softmax attention with each layer's window (0: none), as the shortest repeated pattern."""
+    periods = range(1, len(windows) + 1)
+    period = next(p for p in periods if all(w == windows[i % p] for i, w in enumerate(windows)))
+    return tuple(Kind(window=w) for w in windows[:period])
+
+
+def llama(hf: dict[str, Any], fields: Fields) -> Fields:
+    """Llama: rotary positions, biases or none."""
+    bias = hf.get("attention_bias") or False
+    return {"positions": rope(hf, fields), "qkv_bias": bias, "output_bias": bias}
+
+
+def mistral(hf: dict[str, Any], fields: Fields) -> Fields:
+    """Mistral: a window in every layer."""
+    window = hf.get("sliding_window", 4096) or 0
+    return {"positions": rope(hf, fields), "attention": _pattern([window])}
+
+
+def qwen(hf: dict[str, Any], fields: Fields) -> Fields:
+    """Qwen2 and Qwen3: the layers from `max_window_layers` on have a window, where one is used."""
+    count, kinds = fields["num_layers"], hf.get("layer_types")
+    if kinds and len(kinds) != count:
+        raise ValueError(f"layer_types are of {len(kinds)} layers, not {count}")
+    out = {"positions": rope(hf, fields)}
+    if not hf.get("use_sliding_window"):
+        return out
+    first, window = lookup(hf, ("max_window_layers", 28)), lookup(hf, "sliding_window")
+    kinds = kinds or ["full_attention" if i < first else "sliding_attention" for i in range(count)]
+    return out | {"attention": _pattern([window * (k == "sliding_attention") for k in kinds])}
+
+
+def qwen3(hf: dict[str, Any], fields: Fields) -> Fields:
+    """Qwen3: as both, and heads of a width of their own."""
+    head_width = hf.get("head_dim") or 128
+    return llama(hf, fields) | qwen(hf, fields) | {"head_width": head_width}
+
+
+def gemma(hf: dict[str, Any], fields: Fields) -> Fields:
+    """Gemma: embeddings are scaled, heads have a width of their own."""
+    scale, head_width = math.sqrt(fields["width"]), hf.get("head_dim") or 256
+    return llama(hf, fields) | {"embed_scale": scale, "head_width": head_width}
+
+
+def gpt_neo(hf: dict[str, Any], fields: Fields) -> Fields:
+    """GPT-Neo: layers with a window between those without."""
+    count, repeated = fields["num_layers"], lookup(hf, "attention_types")
+    given = sum(len(kinds) * times for kinds, times in repeated)
+    if given != count:
+        raise ValueError(f"attention_types are of {given} layers, not {count}")
+    kinds = [kind for kinds, times in repeated for _ in range(times) for kind in kinds]
+    if not set(kinds) <= {"global", "local"}:
+        raise ValueError(f"attention_types={sorted(set(kinds))} are not all 'global' or 'local'")
+    window = lookup(hf, ("window_size", 256))
+    return {"attention": _pattern([window if kind == "local" else 0 for kind in kinds])}
+
+
+def gptj(hf: dict[str, Any], fields: Fields) -> Fields:
+    """GPT-J: neighbours are rotated, and a part of each head alone."""
+    if not hf.get("rotary_dim"):
+        raise ValueError("rotary_dim is not given, which the published models have; use another")
+    return {"positions": Rope(width=hf["rotary_dim"], interleaved=True)}
+
+
+def gpt_neox(hf: dict[str, Any], fields: Fields) -> Fields:
+    """GPT-NeoX: attention and MLP beside each other, or one after the other."""
+    parallel = lookup(hf, ("use_parallel_residual", True))
+    return {
+        "positions": rope(hf, fields, 0.25),
+        "block": "parallel" if parallel else "sequential",
+        "output_bias": fields["qkv_bias"],
+    }
+
+
+def opt(hf: dict[str, Any], fields: Fields) -> Fields:
+    """OPT: all matrices have biases, or none."""
+    expect(hf, "word_embed_proj_dim", (fields["width"],))  # OPT-350m's embeddings are narrower
+    return dict.fromkeys(("output_bias", "mlp_bias"), fields["qkv_bias"])
+
+
+def xglm(hf: dict[str, Any], fields: Fields) -> Fields:
+    """XGLM: embeddings may be scaled."""
+    scaled = lookup(hf, ("scale_embedding", True))
+    return {"embed_scale": math.sqrt(fields["width"]) if scaled else 1.0}
