@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from icljax import attention, checkpoints
-from icljax.attention import Kind, Memory, Rates, kernels, mixing
+from icljax.attention import Kind, Memory, Rates, Tokens, kernels, mixing
 from icljax.comparison import settings
 from icljax.comparison.job import prepare
 from icljax.errors import UserError
@@ -308,7 +308,7 @@ def attend(
     ema = jnp.zeros(given.s.shape[:2], given.s.dtype)
     memory = Memory(given.s, given.m, ema)
     rates = Rates(given.eta, given.alpha, given.beta, jnp.zeros_like(given.eta))
-    tokens, s = (given.q, given.k, given.v), None
+    tokens, s = Tokens(given.q, given.k, given.v), None
     if form == "parallel":
         steps, visible, keep = causal(given.k.shape[:2], valid)
         rates = rates._replace(beta=jnp.where(keep[:, :, None], rates.beta, 0))
@@ -317,7 +317,7 @@ def attend(
         out, (s, _, _) = attention.recurrent(kind, *tokens, rates, valid, memory)
     else:
         implementation = form if form.startswith("pallas") else "xla"
-        out, (s, _, _) = kernels.chunked(kind, *tokens, rates, valid, memory, chunk, implementation)
+        out, (s, _, _) = kernels.chunked(kind, tokens, rates, valid, memory, chunk, implementation)
     out = out[:, :, :, 0]
     return Trained(out if valid is None else jnp.where(valid[:, :, None, None], out, 0), s)
 

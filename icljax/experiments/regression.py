@@ -133,11 +133,12 @@ def context_state(
     k, v = (jnp.pad(a, ((0, 0), (size - a.shape[1], 0), (0, 0))) for a in (k, v))
     causal = jnp.tril(jnp.ones((size, size), bool))
     weights = attention.decay(eta, alpha, jnp.arange(1, size + 1), causal)
-    start = jnp.zeros((v.shape[-1], k.shape[-1]), k.dtype)
+    zero = jnp.zeros((v.shape[-1], k.shape[-1]), k.dtype)
+    start = attention.State(zero, zero)
     betas = jnp.broadcast_to(beta, (size,))
 
     def row(k: jax.Array, v: jax.Array) -> jax.Array:
-        return attention.write(start, start, k, v, betas, weights, loss, momentum=True)[1]
+        return attention.write(start, k, v, betas, weights, loss)[1].s
 
     return jax.vmap(row)(k, v)
 

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped
 
-from icljax.attention import Kind, Memory
+from icljax.attention import Kind, Memory, Tokens
 from icljax.attention.mixing import LEARNABLE, Past, Prefix, mix
 from icljax.errors import check_known
 from icljax.types import Array, Params
@@ -190,16 +191,10 @@ class Hidden(NamedTuple):
     memory: Memory | None
 
 
-def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
-    """Rotary position embedding; a pure rotation, so that a negative position turns back.
-
-    Args:
-        x: [B, S, ..., K].
-        positions: int [B, S].
-
-    Returns:
-        As x.
-    """
+def rotate(
+    x: Float[jax.Array, "B S *heads K"], positions: Int[jax.Array, "B S"], rope: Rope
+) -> Float[jax.Array, "B S *heads K"]:
+    """Rotary position embedding; a pure rotation, so that a negative position turns back."""
     width = rope.width or x.shape[-1]
     angle = positions[..., None].astype(jnp.float32) * _frequencies(rope, width)[None, None]
     angle = angle.reshape(positions.shape + (1,) * (x.ndim - 3) + (width // 2,))
@@ -221,8 +216,8 @@ def _frequencies(rope: Rope, width: int) -> jax.Array:
     return frequency * (kept + (1 - kept) / rope.factor)
 
 
-def sinusoids(positions: jax.Array, width: int) -> jax.Array:
-    """Fixed positions: int [B, S] -> float32 [B, S, width], sines, then cosines (fairseq's form).
+def sinusoids(positions: Int[jax.Array, "B S"], width: int) -> Float[jax.Array, "B S {width}"]:
+    """Fixed positions, float32: sines, then cosines (fairseq's form).
 
     Vaswani et al. 2017 interleave them and divide by width / 2, not by width / 2 - 1.
     """
@@ -232,8 +227,10 @@ def sinusoids(positions: jax.Array, width: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
 
-def take_positions(x: jax.Array, at: Array) -> jax.Array:
-    """`x` [B, S, ...] at columns `at` int [B, A] -> [B, A, ...]."""
+def take_positions(
+    x: Shaped[jax.Array, "B S *rest"], at: Int[Array, "B A"]
+) -> Shaped[jax.Array, "B A *rest"]:
+    """`x` at the columns `at`."""
     return jax.vmap(lambda row, columns: row[columns])(x, at)
 
 
@@ -254,14 +251,14 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        positions: jax.Array,
+        x: Float[jax.Array, "B S D"],
+        positions: Int[jax.Array, "B S"],
         past: Past,
         prefix: Prefix | None,
-        which: jax.Array,
-        at: jax.Array | None,
-    ) -> tuple[jax.Array, "LayerOutput"]:
-        """[B, S, D] -> output [B, S, D], and what the layer leaves."""
+        which: Int[jax.Array, ""],
+        at: Int[jax.Array, "B A"] | None,
+    ) -> tuple[Float[jax.Array, "B S D"], LayerOutput]:
+        """The layer's output, and what it leaves."""
         c = self.config
         batch, length, _ = x.shape
         groups = c.num_kv_heads
@@ -284,7 +281,8 @@ class Attention(nn.Module):
             q, k = rotate(q, positions, c.rope), rotate(k, positions, c.rope)
         q = q.reshape(batch, length, groups, c.num_heads // groups, c.head_width)
         learned = self._learned(x)
-        mixed, memory = mix(c.attention, which, q, k, v, learned, past, prefix, c.implementation)
+        tokens = Tokens(q, k, v)
+        mixed, memory = mix(c.attention, which, tokens, learned, past, prefix, c.implementation)
         out = nn.DenseGeneral(
             c.width, axis=(-2, -1), use_bias=c.output_bias, dtype=c.dtype, name="output"
         )(mixed.reshape(batch, length, c.num_heads, c.head_width))
@@ -327,8 +325,8 @@ class Mlp(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, S, D] -> [B, S, D]."""
+    def __call__(self, x: Float[jax.Array, "B S D"]) -> Float[jax.Array, "B S D"]:
+        """The output of the sublayer, before the residual sum."""
         c = self.config
 
         def dense(features: int, name: str) -> nn.Dense:
@@ -361,14 +359,14 @@ class Block(nn.Module):
     @nn.compact
     def streams(
         self,
-        x: jax.Array,
+        x: Float[jax.Array, "B S D"],
         layer: tuple[jax.Array, tuple[jax.Array, jax.Array, Memory | None] | None],
-        valid: jax.Array | None,
-        positions: jax.Array,
+        valid: Bool[jax.Array, "T"] | None,
+        positions: Int[jax.Array, "B S"],
         past: Past,
-        at: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array, LayerOutput]:
-        """[B, S, D] -> the sum with attention's output, the layer's output, what it leaves."""
+        at: Int[jax.Array, "B A"] | None,
+    ) -> tuple[Float[jax.Array, "B S D"], Float[jax.Array, "B S D"], LayerOutput]:
+        """The sum with attention's output, the layer's output, what it leaves."""
         which, layer_state = layer
         prefix = None
         if layer_state is not None and valid is not None:
@@ -409,8 +407,10 @@ class Decoder(nn.Module):
         if not c.tied:
             self.unembed = nn.Dense(c.vocab_size, use_bias=c.unembed_bias, dtype=c.dtype)
 
-    def embedded(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-        """What enters the first layer: int32 [B, S] twice -> [B, S, D]."""
+    def embedded(
+        self, tokens: Int[jax.Array, "B S"], positions: Int[jax.Array, "B S"]
+    ) -> Float[jax.Array, "B S D"]:
+        """What enters the first layer."""
         c = self.config
         x = self.embed(tokens) * c.embed_scale
         if c.positions == "learned":
@@ -423,23 +423,23 @@ class Decoder(nn.Module):
 
     def hidden(
         self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        mask: jax.Array | None = None,
+        tokens: Int[jax.Array, "B S"],
+        positions: Int[jax.Array, "B S"],
+        mask: Bool[jax.Array, "B S S"] | None = None,
         state: State | None = None,
-        at: jax.Array | None = None,
-        valid: jax.Array | None = None,
+        at: Int[jax.Array, "B A"] | None = None,
+        valid: Bool[jax.Array, "B S"] | None = None,
     ) -> Hidden:
         """Runs the layers.
 
         Args:
-            tokens: int32 [B, S].
-            positions: int32 [B, S], counted from the state's first token.
-            mask: bool [B, S, S], which of the row's earlier tokens, and itself, each token sees;
-                None: all. A token's past must be one path. All tokens see all of the state.
+            tokens: int32.
+            positions: int32, counted from the state's first token.
+            mask: which of the row's earlier tokens, and itself, each token sees; None: all. A
+                token's past must be one path. All tokens see all of the state.
             state: what an earlier prompt left behind, shared by all rows.
-            at: int32 [B, A], columns to study.
-            valid: bool [B, S], without a mask: tokens that leave something in the memory.
+            at: columns to study.
+            valid: without a mask: tokens that leave something in the memory.
         """
         c = self.config
         x = self.embedded(tokens, positions)
@@ -451,28 +451,28 @@ class Decoder(nn.Module):
         x, left = self.layers(x, (which, layer_state), state_valid, positions, past, at)
         return Hidden(self.final_norm(x), *left)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] after the final norm -> float32 [..., V]."""
+    def logits(self, hidden: Float[jax.Array, "*batch D"]) -> Float[jax.Array, "*batch V"]:
+        """Logits, float32, of what the final norm gives."""
         if self.config.tied:
             return self.embed.attend(hidden).astype(jnp.float32)
         return self.unembed(hidden).astype(jnp.float32)
 
-    def read_out(self, x: jax.Array) -> jax.Array:
-        """What some layer puts out, [..., D] -> float32 [..., V], as if it were the last one."""
+    def read_out(self, x: Float[jax.Array, "*batch D"]) -> Float[jax.Array, "*batch V"]:
+        """Logits of what some layer puts out, as if it were the last one."""
         return self.logits(self.final_norm(x))
 
     def __call__(
         self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        mask: jax.Array | None = None,
+        tokens: Int[jax.Array, "B S"],
+        positions: Int[jax.Array, "B S"],
+        mask: Bool[jax.Array, "B S S"] | None = None,
         state: State | None = None,
-    ) -> jax.Array:
-        """Logits float32 [B, S, V] of `hidden`'s arguments."""
+    ) -> Float[jax.Array, "B S V"]:
+        """Logits, float32, of `hidden`'s arguments."""
         return self.logits(self.hidden(tokens, positions, mask, state).hidden)
 
 
-def init_params(config: DecoderConfig, key: jax.Array) -> Params:
+def init_params(config: DecoderConfig, key: PRNGKeyArray) -> Params:
     """Randomly initialised parameters: normal(0.02) for matrices and embeddings, as in GPT-2."""
     tokens = jnp.zeros((1, 2), jnp.int32)
     shapes = jax.eval_shape(Decoder(config).init, key, tokens, tokens)["params"]
