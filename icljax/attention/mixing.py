@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
 from icljax import attention
 from icljax.attention import KINDS, Kind, Memory, Rates, Tokens, kernels
@@ -55,7 +56,7 @@ class Past(NamedTuple):
     valid: jax.Array | None
 
 
-def parse_kinds(config: Mapping[str, Any]) -> tuple[Kind, ...] | None:
+def parse_kinds(config: Mapping[str, Any] | ConfigDict) -> tuple[Kind, ...] | None:
     """The kinds that `config.attention` asks for, repeated over the layers; None: the model's own.
 
     `kind` is a comma-separated pattern of names in `KINDS`; "+momentum" adds EMA(V) to one. Other

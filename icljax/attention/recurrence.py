@@ -241,6 +241,19 @@ def read(
     return out + dot("CT,TV->CV", scores, u, dtype)
 
 
+def _heads(loss: str) -> Any:
+    """The steps of C tokens of G heads: their states after them, out [C, G, J, V].
+
+    Its arguments: states, q [C, G, J, K], k [C, G, K], v [C, G, V], beta [C, G], weights.
+    """
+
+    def head(state: State, q: Any, k: Any, v: Any, beta: Any, weights: Decay) -> Any:
+        u, after = write(state, k, v, beta, weights, loss)
+        return after, jax.vmap(lambda q: read(q, state, k, u, weights), 1, 1)(q)
+
+    return jax.vmap(head, (0, 1, 1, 1, 1, 0), (0, 1))
+
+
 def recurrent(
     kind: Kind,
     q: Float[Array, "B S G J K"],
@@ -308,13 +321,9 @@ def parallel(
     pad = (1 << (size - 1).bit_length()) - size if kind.loss == "square" else 0
     start = State(memory.s, memory.m if has_momentum(kind) else None)
 
-    def head(q: Any, k: Any, v: Any, beta: Any, state: State, weights: Decay) -> jax.Array:
-        u, _ = write(state, k, v, beta, weights, kind.loss)
-        return jax.vmap(lambda q: read(q, state, k, u, weights), 1, 1)(q)
-
     def row(q: Any, k: Any, v: Any, beta: Any, steps: Any, visible: Any) -> jax.Array:
         weights = jax.vmap(lambda e, a: decay(e, a, steps, visible))(rates.eta, rates.alpha)
-        return jax.vmap(head, (1, 1, 1, 1, 0, 0), 1)(q, k, v, beta, start, weights)
+        return _heads(kind.loss)(start, q, k, v, beta, weights)[1]
 
     q, k, v, beta, steps = (_pad(x, pad) for x in (q, k, v, rates.beta, steps))
     visible = jnp.pad(visible, ((0, 0), (0, pad), (0, pad)))
@@ -351,12 +360,6 @@ def chunked(
     causal = jnp.tril(jnp.ones((chunk, chunk), bool))
     steady = jax.vmap(lambda e, a: decay(e, a, jnp.arange(1, chunk + 1), causal))
 
-    def head(state: State, q: Any, k: Any, v: Any, beta: Any, weights: Decay) -> Any:
-        u, after = write(state, k, v, beta, weights, kind.loss)
-        return after, jax.vmap(lambda q: read(q, state, k, u, weights), 1, 1)(q)
-
-    heads = jax.vmap(head, (0, 1, 1, 1, 1, 0), (0, 1))
-
     # Only the carried S and M and the inputs are kept for the backward pass.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(state: State, inputs: Any) -> Any:
@@ -365,7 +368,7 @@ def chunked(
             weights, axis = steady(rates.eta, rates.alpha), None
         else:
             weights, axis = jax.vmap(masked)(valid), 0
-        rows: Any = jax.vmap(heads, (0, 0, 0, 0, 0, axis))
+        rows: Any = jax.vmap(_heads(kind.loss), (0, 0, 0, 0, 0, axis))
         return rows(state, *arrays, weights)
 
     def masked(valid: jax.Array) -> Decay:

@@ -7,8 +7,6 @@ from jaxtyping import Array, Float, Real, Shaped
 from icljax.errors import UserError
 from icljax.metrics.arrays import broadcast, floats, same_shape
 
-# ------------------------------------------------------------------------------------- accuracy
-
 
 def accuracy(
     pred: Shaped[ArrayLike, "*batch N"], label: Shaped[ArrayLike, "..."]

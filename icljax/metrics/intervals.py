@@ -10,8 +10,6 @@ from jaxtyping import Array, Float, PRNGKeyArray, Real, Shaped
 from icljax.errors import UserError
 from icljax.metrics.arrays import floats, same_shape
 
-# ------------------------------------------------------------------------------------ bootstrap
-
 # Seeds and examples are crossed: every seed reads the same examples. A resample therefore draws
 # seeds, and one set of examples, which every drawn seed reads (Owen, "The pigeonhole bootstrap",
 # Annals of Applied Statistics 2007). To draw examples anew within each seed would treat an

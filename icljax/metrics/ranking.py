@@ -11,8 +11,6 @@ from jaxtyping import Array, Bool, Float, Shaped
 from icljax.errors import UserError
 from icljax.metrics.arrays import broadcast, floats, same_shape
 
-# ------------------------------------------------------------------------------------- rankings
-
 # Kendall's tau compares each item with the items 1, 2, ... places further on, round the end: on an
 # odd number T of items, (T - 1) / 2 such shifts meet each unordered pair once. Compared to sorting
 # (Knight's method) this is T / 2 passes of plain arithmetic, with pairs of rankings side by side

@@ -11,9 +11,6 @@ from icljax.metrics.arrays import broadcast, floats, same_shape
 _ROUNDING = 1e-5  # a change of attention logits below this share of their norm is none
 
 
-# --------------------------------------------------------------------------------- similarities
-
-
 def _unit(x: jax.Array) -> jax.Array:
     """L2-normalises the last axis; a zero vector stays zero, with a finite gradient."""
     # The length does not depend on a common factor, so that it needs no gradient of its own;
@@ -135,9 +132,6 @@ def _beyond_rounding(after: jax.Array, before: jax.Array, keep: jax.Array) -> ja
     return jnp.where(moved > _ROUNDING**2 * size, change, 0)
 
 
-# --------------------------------------------------------- attention to the demonstration tokens
-
-
 def finetuning_attention(
     q_train: Real[ArrayLike, "L T E"], q_test: Real[ArrayLike, "..."]
 ) -> Float[Array, "N L T"]:
@@ -201,9 +195,6 @@ def example_attention(
     total = jnp.sum(weight, axis=-1, keepdims=True)
     member = jax.nn.one_hot(ids, num_examples, dtype=scores.dtype)
     return jnp.matmul(weight / jnp.where(total > 0, total, 1), member, precision="highest")
-
-
-# ------------------------------------------------------------------- baselines and calibration
 
 
 def random_update(
