@@ -94,7 +94,8 @@ def make_form(args: argparse.Namespace, kind: Kind, form: str) -> Callable[..., 
             seen = jnp.broadcast_to(seen, (batch, length, length))
             return attention.parallel(kind, q, k, v, rates, steps, seen, memory)
         chosen = "jla" if form == "jla" else args.implementation
-        return kernels.chunked(kind, q, k, v, rates, None, memory, args.chunk, chosen)[0]
+        tokens = attention.Tokens(q, k, v)
+        return kernels.chunked(kind, tokens, rates, None, memory, args.chunk, chosen)[0]
 
     return softmax if form == "softmax" else linear
 

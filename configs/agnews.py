@@ -11,7 +11,4 @@ from icljax.experiments import config as config_lib
 
 
 def get_config() -> ConfigDict:
-    config = config_lib.default()
-    config.task = "agnews"
-    config.data.source = "tfds:ag_news_subset"
-    return config
+    return config_lib.of_task("agnews")

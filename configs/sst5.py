@@ -11,7 +11,4 @@ from icljax.experiments import config as config_lib
 
 
 def get_config() -> ConfigDict:
-    config = config_lib.default()
-    config.task = "sst5"
-    config.data.source = "jsonl:data/sst5"
-    return config
+    return config_lib.of_task("sst5")

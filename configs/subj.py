@@ -11,7 +11,4 @@ from icljax.experiments import config as config_lib
 
 
 def get_config() -> ConfigDict:
-    config = config_lib.default()
-    config.task = "subj"
-    config.data.source = "jsonl:data/subj"
-    return config
+    return config_lib.of_task("subj")

@@ -11,13 +11,8 @@ a part can be held out: `--config.data.train_split='validation[:20%]'` with
 
 from ml_collections import ConfigDict
 
-from icljax.data import tasks
 from icljax.experiments import config as config_lib
 
 
 def get_config(task: str = "mr") -> ConfigDict:
-    config = config_lib.default()
-    config.task = task
-    known = tasks.TASKS.get(task)  # an unknown one is the job's to refuse, in one line
-    config.data.source = known.source if known else ""
-    return config
+    return config_lib.of_task(task)

@@ -17,9 +17,13 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+# Every call of these rooms' functions is held to its annotation, shapes included.
+_ROOMS = ["icljax.attention", "icljax.metrics", "icljax.models.decoder"]
+install_import_hook(_ROOMS, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -15,6 +15,8 @@ from icljax.attention.recurrence import CHUNK as CHUNK
 from icljax.attention.recurrence import Decay as Decay
 from icljax.attention.recurrence import Memory as Memory
 from icljax.attention.recurrence import Rates as Rates
+from icljax.attention.recurrence import State as State
+from icljax.attention.recurrence import Tokens as Tokens
 from icljax.attention.recurrence import accumulator as accumulator
 from icljax.attention.recurrence import chunked as chunked
 from icljax.attention.recurrence import decay as decay

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from icljax.attention.recurrence import _pad, accumulator, dot, powers
 
@@ -14,8 +15,11 @@ EMA_CHUNK = 32
 
 
 def ema_recurrent(
-    v: jax.Array, eta: jax.Array, valid: jax.Array | None, before: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    v: Float[Array, "B S G V"],
+    eta: Float[Array, "G"],
+    valid: Bool[Array, "B S"] | None,
+    before: Float[Array, "G V"],
+) -> tuple[Float[Array, "B S G V"], Float[Array, "B G V"]]:
     """EMA(V) by an associative scan, with any mask. Arguments and results as in `ema_chunked`."""
     valid = jnp.ones(v.shape[:2], bool) if valid is None else valid
     keep = valid[:, :, None, None]
@@ -33,9 +37,13 @@ def ema_recurrent(
 
 
 def ema_parallel(
-    v: jax.Array, eta: jax.Array, steps: jax.Array, visible: jax.Array, before: jax.Array
-) -> jax.Array:
-    """EMA(V) of tokens with any visibility (as in `parallel`): [B, S, G, V]."""
+    v: Float[Array, "B S G V"],
+    eta: Float[Array, "G"],
+    steps: Int[Array, "B S"],
+    visible: Bool[Array, "B S S"],
+    before: Float[Array, "G V"],
+) -> Float[Array, "B S G V"]:
+    """EMA(V) of tokens with any visibility (as in `parallel`)."""
     size = v.shape[1]
     table = jax.vmap(lambda e: powers(e, size))(eta)
     apart = jnp.clip(steps[:, :, None] - steps[:, None, :], 0, size)
@@ -47,18 +55,21 @@ def ema_parallel(
 
 
 def ema_chunked(
-    v: jax.Array, eta: jax.Array, before: jax.Array, chunk: int = EMA_CHUNK
-) -> tuple[jax.Array, jax.Array]:
+    v: Float[Array, "B S G V"],
+    eta: Float[Array, "G"],
+    before: Float[Array, "G V"],
+    chunk: int = EMA_CHUNK,
+) -> tuple[Float[Array, "B S G V"], Float[Array, "B G V"]]:
     """EMA(V)_t = sum_{i<t} eta^(t-i) v_i (Dai et al. 2023, section 5.1), by matrix products.
 
     Args:
-        v: [B, S, G, V].
-        eta: [G], in (0, 1).
-        before: [G, V], the state of earlier tokens (0 for none).
+        v: values.
+        eta: in (0, 1).
+        before: the state of earlier tokens (0 for none).
         chunk: C.
 
     Returns:
-        (EMA(V) [B, S, G, V], state [B, G, V]: sum_{i<=S} eta^(S-i) v_i).
+        (EMA(V), the state after the last token: sum_{i<=S} eta^(S-i) v_i).
     """
     batch, length, groups, width = v.shape
     chunk = min(chunk, length)

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
 from icljax import attention
-from icljax.attention import KINDS, Kind, Memory, Rates, kernels
+from icljax.attention import KINDS, Kind, Memory, Rates, Tokens, kernels
 from icljax.errors import UserError
 
 FEATURE_MAPS = {"identity": lambda x: x, "elu+1": lambda x: jax.nn.elu(x) + 1}
@@ -54,7 +56,7 @@ class Past(NamedTuple):
     valid: jax.Array | None
 
 
-def parse_kinds(config: Mapping[str, Any]) -> tuple[Kind, ...] | None:
+def parse_kinds(config: Mapping[str, Any] | ConfigDict) -> tuple[Kind, ...] | None:
     """The kinds that `config.attention` asks for, repeated over the layers; None: the model's own.
 
     `kind` is a comma-separated pattern of names in `KINDS`; "+momentum" adds EMA(V) to one. Other
@@ -144,26 +146,26 @@ def empty_memory(kinds: tuple[Kind, ...], groups: int, head_width: int, dtype: A
 
 
 def softmax_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B S G J K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G K"],
     past: Past,
     prefix: Prefix | None,
     window: int = 0,
-) -> jax.Array:
+) -> Float[Array, "B S G J K"]:
     """Softmax attention over a shared prefix and each row's own tokens.
 
     The prefix is never copied per row nor joined to the row's tokens: the two parts share the
     maximum and the denominator of one softmax. Scores keep the order their matrix product gives.
 
     Args:
-        q: [B, S, G, J, K], scaled.
-        k, v: [B, S, G, K].
+        q: scaled.
+        k, v: of the row's own tokens.
         past: as in `Past`.
         window: how many tokens each sees, itself included; 0: all.
 
     Returns:
-        [B, S, G, J, K] in q's dtype.
+        The outputs, in q's dtype.
     """
     lowest = jnp.finfo(jnp.float32).min
     visible, prefix_visible = _visibility(k.shape[1], past, prefix, window)
@@ -206,36 +208,35 @@ def _visibility(
 
 def mix(
     kinds: tuple[Kind, ...],
-    which: jax.Array,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    learned: Mapping[str, jax.Array],
+    which: Int[Array, ""],
+    tokens: Tokens,
+    learned: Mapping[str, Float[Array, "..."]],
     past: Past,
     prefix: Prefix | None,
     implementation: str = "auto",
-) -> tuple[jax.Array, Memory | None]:
+) -> tuple[Float[Array, "B S G J K"], Memory | None]:
     """One layer's attention; the layer's kind is `kinds[which]`.
 
     Args:
-        which: int []. Layers of one scan may differ in it.
-        q: [B, S, G, J, K], scaled; k, v: [B, S, G, K]. Rotated, where the model rotates.
+        which: layers of one scan may differ in it.
+        tokens: queries scaled, queries and keys rotated where the model rotates.
         learned: of `LEARNABLE`, those that are parameters: [G], beta [B, S, G].
         implementation: one of `IMPLEMENTATIONS`.
 
     Returns:
-        (out [B, S, G, J, K] in q's dtype, Memory with a leading B axis; None where no kind leaves
-        any, or where tokens are branches of a tree, which nothing continues).
+        (outputs in q's dtype, Memory with a leading B axis; None where no kind leaves any, or where
+        tokens are branches of a tree, which nothing continues).
     """
     memory = None
     if leaves_memory(kinds):
         memory = prefix.memory if prefix is not None else None
         if memory is None:
-            dtype = attention.accumulator(q.dtype)
-            memory = empty_memory(kinds, k.shape[2], k.shape[3], dtype)
+            dtype = attention.accumulator(tokens.q.dtype)
+            groups, width = tokens.k.shape[2:]
+            memory = empty_memory(kinds, groups, width, dtype)
 
     def branch(kind: Kind) -> Any:
-        return lambda: _mix_one(kind, q, k, v, learned, past, prefix, memory, implementation)
+        return lambda: _mix_one(kind, tokens, learned, past, prefix, memory, implementation)
 
     distinct = list(dict.fromkeys(kinds))
     if len(distinct) == 1:
@@ -246,15 +247,14 @@ def mix(
 
 def _mix_one(
     kind: Kind,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    tokens: Tokens,
     learned: Mapping[str, jax.Array],
     past: Past,
     prefix: Prefix | None,
     memory: Memory | None,
     implementation: str,
 ) -> tuple[jax.Array, Memory | None]:
+    q, k, v = tokens
     rates = _rates(kind, learned, *k.shape[:3])
     after = memory
     if memory is not None and past.visible is None:
@@ -274,7 +274,7 @@ def _mix_one(
         else:
             out = softmax_attention(q, k, v, past, prefix, kind.window)
     else:
-        out, written = _linear(kind, q, k, v, rates, past, memory, implementation)
+        out, written = _linear(kind, tokens, rates, past, memory, implementation)
         if after is not None and written is not None:
             after = after._replace(s=written.s, m=written.m)
     if kind.ema and memory is not None:
@@ -300,17 +300,16 @@ def _rates(
 
 def _linear(
     kind: Kind,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    tokens: Tokens,
     rates: Rates,
     past: Past,
     memory: Memory,
     implementation: str,
 ) -> tuple[jax.Array, Memory | None]:
     """The linear family: features, normaliser, and the form that the visibility allows."""
-    features = FEATURE_MAPS[kind.feature_map]
-    mapped, k, width = features(q), features(k), v.shape[-1]
+    features, dtype = FEATURE_MAPS[kind.feature_map], tokens.q.dtype
+    q, k, v = features(tokens.q), features(tokens.k), tokens.v
+    width = v.shape[-1]
     if kind.unit_keys:
         k32 = k.astype(jnp.float32)
         k = (k32 / jnp.maximum(jnp.linalg.norm(k32, axis=-1, keepdims=True), 1e-6)).astype(k.dtype)
@@ -319,16 +318,15 @@ def _linear(
     after = None
     if past.visible is None:
         chosen = "auto" if implementation == "jax_nn" else implementation
-        out, after = kernels.chunked(
-            kind, mapped, k, v, rates, past.valid, memory, implementation=chosen
-        )
+        tokens = Tokens(q, k, v)
+        out, after = kernels.chunked(kind, tokens, rates, past.valid, memory, implementation=chosen)
     else:
-        out = attention.parallel(kind, mapped, k, v, rates, past.steps, past.visible, memory)
+        out = attention.parallel(kind, q, k, v, rates, past.steps, past.visible, memory)
     if kind.normalize:
         total = out[..., width:]
         small = jnp.abs(total) < _SMALLEST_NORMALIZER
         out = out / jnp.where(small, _SMALLEST_NORMALIZER, total)
-    return out[..., :width].astype(q.dtype), after
+    return out[..., :width].astype(dtype), after
 
 
 def _value_ema(

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from icljax.attention.kinds import Kind, has_momentum
 
@@ -42,6 +43,27 @@ class Rates(NamedTuple):
     alpha: jax.Array
     beta: jax.Array
     ema: jax.Array
+
+
+class Tokens(NamedTuple):
+    """What the tokens of B rows bring.
+
+    Attributes:
+        q: [B, S, G, J, K], queries.
+        k: [B, S, G, K], keys.
+        v: [B, S, G, V], values.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+
+
+class State(NamedTuple):
+    """S and M [V, K] of one head; `m` is None where the kind has no momentum: M's work is saved."""
+
+    s: jax.Array
+    m: jax.Array | None
 
 
 class Memory(NamedTuple):
@@ -86,7 +108,9 @@ def accumulator(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def dot(spec: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
+def dot(
+    spec: str, a: Float[Array, "..."], b: Float[Array, "..."], dtype: Any
+) -> Float[Array, "..."]:
     """Einsum with operands in `dtype`, summed in its accumulator; float32 means float32."""
     exact = None if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
     kwargs = {"precision": exact, "preferred_element_type": accumulator(dtype)}
@@ -97,20 +121,25 @@ def dot(spec: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
     return jnp.einsum(spec, a, b, **kwargs)
 
 
-def powers(x: jax.Array, count: int) -> jax.Array:
-    """x^0 .. x^count of a scalar: [count + 1]; differentiable at 0 too."""
+def powers(x: Float[Array, ""], count: int) -> Float[Array, "{count}+1"]:
+    """x^0 .. x^count of a scalar; differentiable at 0 too."""
     return jnp.cumprod(jnp.concatenate([jnp.ones((1,), x.dtype), jnp.full((count,), x)]))
 
 
-def decay(eta: jax.Array, alpha: jax.Array, steps: jax.Array, visible: jax.Array) -> Decay:
+def decay(
+    eta: Float[Array, ""],
+    alpha: Float[Array, ""],
+    steps: Int[Array, "C"],
+    visible: Bool[Array, "C C"],
+) -> Decay:
     """Weights of the recurrence, unrolled: S_t = sum_i w(n_t - n_i) u_i k_i^T + ...
 
     w(n) = sum_{j<=n} alpha^(n-j) eta^j: what n further steps leave of a write in S.
 
     Args:
-        eta, alpha: [], of one head.
-        steps: int [C], number n_t of steps up to and including each token's, from 1.
-        visible: bool [C, C], True where a token (first axis) sees another, and itself.
+        eta, alpha: of one head.
+        steps: number n_t of steps up to and including each token's, from 1.
+        visible: True where a token (first axis) sees another, and itself.
     """
     size = steps.shape[0]
     a, e = powers(alpha, size), powers(eta, size)
@@ -135,8 +164,8 @@ def decay(eta: jax.Array, alpha: jax.Array, steps: jax.Array, visible: jax.Array
     )
 
 
-def unit_lower_inverse(a: jax.Array) -> jax.Array:
-    """Inverse of I + a for strictly lower triangular a [C, C], C a power of 2.
+def unit_lower_inverse(a: Float[Array, "C C"]) -> Float[Array, "C C"]:
+    """Inverse of I + a for strictly lower triangular a, C a power of 2.
 
     Blocks of 1, 2, 4, ... are inverted together by matrix products, which is as stable as
     substitution; a Neumann series is not (its terms grow like binomials for equal keys).
@@ -160,28 +189,28 @@ def unit_lower_inverse(a: jax.Array) -> jax.Array:
 
 
 def write(
-    s: jax.Array,
-    m: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    beta: jax.Array,
+    state: State,
+    k: Float[Array, "C K"],
+    v: Float[Array, "C V"],
+    beta: Float[Array, "C"],
     weights: Decay,
     loss: str,
-    momentum: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The steps of C tokens of one head: writes u [C, V], then the last S and M [V, K].
+) -> tuple[Float[Array, "C V"], State]:
+    """The steps of C tokens of one head: (writes u, the state after the last token).
 
     Args:
-        s, m: [V, K], before the first token.
-        k: [C, K]; v: [C, V]; beta: [C], 0 for a token that takes no step.
-        momentum: False where eta is 0, which saves the work of M.
+        state: before the first token.
+        k, v: keys and values.
+        beta: step sizes; 0 for a token that takes no step.
+        weights: of these tokens.
+        loss: "dot" or "square".
     """
-    dtype = k.dtype
+    (s, m), dtype = state, k.dtype
     beta = beta.astype(accumulator(dtype))[:, None]
     error = v.astype(beta.dtype)
     if loss == "square":
         error = error - weights.before_s[:, None] * dot("CK,VK->CV", k, s, dtype)
-        if momentum:
+        if m is not None:
             error = error - weights.before_m[:, None] * dot("CK,VK->CV", k, m, dtype)
         a = beta * weights.before * dot("CK,TK->CT", k, k, dtype)
         u = dot("CT,TV->CV", unit_lower_inverse(a), beta * error, a.dtype)
@@ -189,59 +218,72 @@ def write(
         u = beta * error
     last = weights.last
     new_s = last[0] * s + dot("CV,CK->VK", weights.end[:, None] * u, k, dtype)
-    if not momentum:
-        return u, new_s, m
+    if m is None:
+        return u, State(new_s, None)
     new_s = new_s + last[1] * m
     new_m = last[2] * m + dot("CV,CK->VK", weights.end_momentum[:, None] * u, k, dtype)
-    return u, new_s, new_m
+    return u, State(new_s, new_m)
 
 
 def read(
-    q: jax.Array,
-    s: jax.Array,
-    m: jax.Array,
-    k: jax.Array,
-    u: jax.Array,
+    q: Float[Array, "C K"],
+    state: State,
+    k: Float[Array, "C K"],
+    u: Float[Array, "C V"],
     weights: Decay,
-    momentum: bool,
-) -> jax.Array:
-    """S_t q_t of C tokens of one head [C, V], from the first S and M and the writes u since."""
+) -> Float[Array, "C V"]:
+    """S_t q_t of C tokens of one head, from the state before the first and the writes u since."""
     dtype = q.dtype
-    out = weights.now_s[:, None] * dot("CK,VK->CV", q, s, dtype)
-    if momentum:
-        out = out + weights.now_m[:, None] * dot("CK,VK->CV", q, m, dtype)
+    out = weights.now_s[:, None] * dot("CK,VK->CV", q, state.s, dtype)
+    if state.m is not None:
+        out = out + weights.now_m[:, None] * dot("CK,VK->CV", q, state.m, dtype)
     scores = weights.now * dot("CK,TK->CT", q, k, dtype)
     return out + dot("CT,TV->CV", scores, u, dtype)
 
 
+def _heads(loss: str) -> Any:
+    """The steps of C tokens of G heads: their states after them, out [C, G, J, V].
+
+    Its arguments: states, q [C, G, J, K], k [C, G, K], v [C, G, V], beta [C, G], weights.
+    """
+
+    def head(state: State, q: Any, k: Any, v: Any, beta: Any, weights: Decay) -> Any:
+        u, after = write(state, k, v, beta, weights, loss)
+        return after, jax.vmap(lambda q: read(q, state, k, u, weights), 1, 1)(q)
+
+    return jax.vmap(head, (0, 1, 1, 1, 1, 0), (0, 1))
+
+
 def recurrent(
     kind: Kind,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B S G J K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G V"],
     rates: Rates,
-    valid: jax.Array | None,
+    valid: Bool[Array, "B S"] | None,
     memory: Memory,
-) -> tuple[jax.Array, Memory]:
+) -> tuple[Float[Array, "B S G J V"], Memory]:
     """The recurrence as it is written, token by token. Arguments as in `chunked`."""
 
-    def head(s: Any, m: Any, q: Any, k: Any, v: Any, beta: Any, eta: Any, alpha: Any) -> Any:
+    def head(s: Any, m: Any, q: Any, k: Any, v: Any, rates: Rates) -> Any:
         def in_context_loss(s: jax.Array) -> jax.Array:
             predicted = dot("VK,K->V", s, k, s.dtype)
             if kind.loss == "dot":
                 return -jnp.sum(predicted * v)
             return jnp.sum((predicted - v) ** 2) / 2
 
-        m = eta * m - beta * jax.grad(in_context_loss)(s)
-        s = alpha * s + m
+        m = rates.eta * m - rates.beta * jax.grad(in_context_loss)(s)
+        s = rates.alpha * s + m
         return s, m, dot("JK,VK->JV", q, s, s.dtype)
 
-    heads = jax.vmap(head)
-    rows: Any = jax.vmap(heads, in_axes=(0, 0, 0, 0, 0, 0, None, None))
+    def row(s: Any, m: Any, q: Any, k: Any, v: Any, beta: Any) -> Any:
+        return jax.vmap(head)(s, m, q, k, v, rates._replace(beta=beta))
+
+    rows: Any = jax.vmap(row)
 
     def step(carry: Any, inputs: Any) -> Any:
         q, k, v, beta, valid = inputs
-        s, m, out = rows(*carry, q, k, v, beta, rates.eta, rates.alpha)
+        s, m, out = rows(*carry, q, k, v, beta)
         keep = valid[:, None, None, None]
         new_m = jnp.where(keep, m, carry[1]) if has_momentum(kind) else carry[1]
         return (jnp.where(keep, s, carry[0]), new_m), out
@@ -256,36 +298,32 @@ def recurrent(
 
 def parallel(
     kind: Kind,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B S G J K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G V"],
     rates: Rates,
-    steps: jax.Array,
-    visible: jax.Array,
+    steps: Int[Array, "B S"],
+    visible: Bool[Array, "B S S"],
     memory: Memory,
-) -> jax.Array:
+) -> Float[Array, "B S G J V"]:
     """The quadratic form, for any visibility in which a token's past is one path.
 
     Args:
-        q: [B, S, G, J, K]; k: [B, S, G, K]; v: [B, S, G, V].
-        steps: int [B, S], number of steps since `memory` on each token's path, its own included.
-        visible: bool [B, S, S], as in `decay`; only earlier columns and oneself.
+        kind, q, k, v, rates: as in `chunked`.
+        steps: number of steps since `memory` on each token's path, its own included.
+        visible: as in `decay`; only earlier columns and oneself.
         memory: of one layer, without a batch axis.
 
     Returns:
-        [B, S, G, J, V] in the accumulator's dtype.
+        The outputs, in the accumulator's dtype.
     """
     size = k.shape[1]
     pad = (1 << (size - 1).bit_length()) - size if kind.loss == "square" else 0
-    momentum = has_momentum(kind)
-
-    def head(q: Any, k: Any, v: Any, beta: Any, s: Any, m: Any, weights: Decay) -> jax.Array:
-        u, _, _ = write(s, m, k, v, beta, weights, kind.loss, momentum)
-        return jax.vmap(lambda q: read(q, s, m, k, u, weights, momentum), 1, 1)(q)
+    start = State(memory.s, memory.m if has_momentum(kind) else None)
 
     def row(q: Any, k: Any, v: Any, beta: Any, steps: Any, visible: Any) -> jax.Array:
         weights = jax.vmap(lambda e, a: decay(e, a, steps, visible))(rates.eta, rates.alpha)
-        return jax.vmap(head, (1, 1, 1, 1, 0, 0, 0), 1)(q, k, v, beta, *memory[:2], weights)
+        return _heads(kind.loss)(start, q, k, v, beta, weights)[1]
 
     q, k, v, beta, steps = (_pad(x, pad) for x in (q, k, v, rates.beta, steps))
     visible = jnp.pad(visible, ((0, 0), (0, pad), (0, pad)))
@@ -294,54 +332,44 @@ def parallel(
 
 def chunked(
     kind: Kind,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B S G J K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G V"],
     rates: Rates,
-    valid: jax.Array | None,
+    valid: Bool[Array, "B S"] | None,
     memory: Memory,
     chunk: int = CHUNK,
-) -> tuple[jax.Array, Memory]:
+) -> tuple[Float[Array, "B S G J V"], Memory]:
     """The causal form in chunks of C tokens: time and memory linear in the length.
 
     Args:
-        q: [B, S, G, J, K]; k: [B, S, G, K]; v: [B, S, G, V].
-        rates: eta and alpha [G], beta [B, S, G].
-        valid: bool [B, S], False for tokens that take no step, whose outputs mean nothing; None:
-            all do.
+        kind: of the linear family.
+        q, k, v: queries, keys and values; see `Rates` for the shapes of the rates.
+        valid: False for tokens that take no step, whose outputs mean nothing; None: all do.
         memory: of one layer, without a batch axis.
         chunk: C, a power of 2.
 
     Returns:
-        (out [B, S, G, J, V], Memory with a leading B axis), in the accumulator's dtype.
+        (outputs, Memory with a leading B axis), in the accumulator's dtype.
     """
     length = k.shape[1]
     chunk = min(chunk, 1 << (length - 1).bit_length())
     pad = -length % chunk
     if pad and valid is None:
         valid = jnp.ones(k.shape[:2], bool)
-    momentum = has_momentum(kind)
     causal = jnp.tril(jnp.ones((chunk, chunk), bool))
     steady = jax.vmap(lambda e, a: decay(e, a, jnp.arange(1, chunk + 1), causal))
 
-    def head(s: Any, m: Any, q: Any, k: Any, v: Any, beta: Any, weights: Decay) -> Any:
-        u, new_s, new_m = write(s, m, k, v, beta, weights, kind.loss, momentum)
-        out = jax.vmap(lambda q: read(q, s, m, k, u, weights, momentum), 1, 1)(q)
-        return new_s, new_m, out
-
-    heads = jax.vmap(head, (0, 0, 1, 1, 1, 1, 0), (0, 0, 1))
-
     # Only the carried S and M and the inputs are kept for the backward pass.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def step(carry: Any, inputs: Any) -> Any:
+    def step(state: State, inputs: Any) -> Any:
         *arrays, valid = inputs
         if valid is None:
             weights, axis = steady(rates.eta, rates.alpha), None
         else:
             weights, axis = jax.vmap(masked)(valid), 0
-        rows: Any = jax.vmap(heads, (0, 0, 0, 0, 0, 0, axis))
-        s, m, out = rows(*carry, *arrays, weights)
-        return (s, m), out
+        rows: Any = jax.vmap(_heads(kind.loss), (0, 0, 0, 0, 0, axis))
+        return rows(state, *arrays, weights)
 
     def masked(valid: jax.Array) -> Decay:
         steps = jnp.cumsum(valid)
@@ -351,10 +379,11 @@ def chunked(
     arrays = tuple(_split(_pad(x, pad), chunk) for x in (q, k, v, beta))
     masks = None if valid is None else _split(_pad(valid, pad), chunk)
     dtype = accumulator(q.dtype)
-    start = tuple(jnp.broadcast_to(x.astype(dtype), (k.shape[0], *x.shape)) for x in memory[:2])
-    (s, m), out = jax.lax.scan(step, start, (*arrays, masks))
+    s, m = (jnp.broadcast_to(x.astype(dtype), (k.shape[0], *x.shape)) for x in memory[:2])
+    start = State(s, m if has_momentum(kind) else None)
+    end, out = jax.lax.scan(step, start, (*arrays, masks))
     out = out.swapaxes(0, 1).reshape(k.shape[0], length + pad, *out.shape[3:])
-    return out[:, :length], Memory(s, m, memory.ema)
+    return out[:, :length], Memory(end.s, m if end.m is None else end.m, memory.ema)
 
 
 def _pad(x: jax.Array, pad: int) -> jax.Array:

@@ -62,72 +62,90 @@ def default() -> ConfigDict:
     config.seeds = (1, 2, 3)  # one draw of demonstrations each
     config.select_seed = False  # True: report the best seed only, as the paper does
 
-    config.data = ConfigDict()
-    config.data.source = ""  # package:WHEEL/PART, tfds:NAME or jsonl:DIR
-    config.data.fallback = ""  # used, with a loud warning, where source cannot be had
-    config.data.fields = ""  # "text={title} {description}": template field = source fields
-    # Multiple choice: the source's field that holds an example's choices, or one field for each,
-    # "sol1, sol2"; empty: as known for the source, or "choices" in a task without answers.
-    config.data.choices = ""
-    config.data.label = ""  # the source's label field; empty: as known for the source, or "label"
-    config.data.label_order = ()  # source label -> position in answers; empty: the same
-    # "index" (a number from 0), "text" (an answer or its name) or "letter" (A or 1 is the first);
-    # "auto": whichever can read all labels, where they agree.
-    config.data.label_is = "auto"
-    config.data.train_split = ""  # empty: as known for the source, or "train"
-    config.data.validation_split = ""  # empty: as known, or "validation", or "test"
-    config.data.balanced = False  # draw equally many examples of each class
-
-    config.prompt = ConfigDict()
-    config.prompt.bos = "<bos>"  # text, or <bos>, <eos>: the tokenizer's own
-    config.prompt.separator = "\n"  # after each demonstration; the paper's models: "<eos>"
-    config.prompt.max_length = 0  # tokens; 0: the model's context length
-    config.prompt.beyond_context = False  # True: max_length may be more than that
-    config.prompt.score = "mean"  # of a candidate's tokens' log-probabilities, or their "sum"
-
-    config.finetune = ConfigDict()
-    # "gd"; layer-causal gradient descent (Deutch et al. 2024), read out after each layer's block
-    # ("lcgd") or after its attention ("lcgd_attention").
-    config.finetune.method = "gd"
-    # All are tried and reported; far too large ones belong to the picture.
-    config.finetune.learning_rates = (0.0001, 0.0003, 0.001, 0.003, 0.03, 0.3)
-    config.finetune.runs_at_once = 0  # rates x seeds trained together; 0: what fits in memory
-
-    config.finetune.remat = False  # recompute layers in the backward pass: less memory, slower
+    config.data = _data()
+    config.prompt = _prompt()
+    config.finetune = _finetune()
 
     # Devices over which queries and finetuning runs are split (data), and heads, MLP and vocabulary
     # (model); -1: all that are left.
-    config.mesh = ConfigDict()
-    config.mesh.data = -1
-    config.mesh.model = 1
+    config.mesh = ConfigDict({"data": -1, "model": 1})
+    # Each seed's learning rate is the best one on this split: "train": held out of it;
+    # "validation": as in the paper.
+    config.selection = ConfigDict({"split": "train", "num_examples": 64, "seed": 0})
+    # Of the validation split so many examples (0: all), shuffled with this seed; tokens_per_batch
+    # 0: 512 on CPU, 4,096 on an accelerator (each).
+    config.eval = ConfigDict({"num_examples": 200, "seed": 1, "tokens_per_batch": 0})
+    config.controls = _controls()
+    # random_update: the random baseline; "uniform": U[0, 1).
+    config.metrics = ConfigDict({"random_update": "gaussian", "bootstrap_samples": 2000, "seed": 0})
+    return config
 
-    # Each seed's learning rate is the best one on this split.
-    config.selection = ConfigDict()
-    config.selection.split = "train"  # "train": held out of it; "validation": as in the paper
-    config.selection.num_examples = 64
-    config.selection.seed = 0
 
-    config.eval = ConfigDict()
-    config.eval.num_examples = 200  # of the validation split, shuffled with eval.seed; 0: all
-    config.eval.seed = 1
-    config.eval.tokens_per_batch = 0  # 0: 512 on CPU, 4,096 on an accelerator (each)
+def of_task(task: str) -> ConfigDict:
+    """A job on a task of the table (icljax/data/tasks.py), from the source that is named there."""
+    config = default()
+    config.task = task
+    known = tasks.TASKS.get(task)  # an unknown one is the job's to refuse, in one line
+    config.data.source = known.source if known else ""
+    return config
 
-    # The same comparison under control conditions: some of CONTROLS below, or "all".
-    config.controls = ConfigDict()
-    config.controls.names = (
+
+def _data() -> ConfigDict:
+    """Where examples come from."""
+    data = ConfigDict()
+    data.source = ""  # package:WHEEL/PART, tfds:NAME or jsonl:DIR
+    data.fallback = ""  # used, with a loud warning, where source cannot be had
+    data.fields = ""  # "text={title} {description}": template field = source fields
+    # Multiple choice: the source's field that holds an example's choices, or one field for each,
+    # "sol1, sol2"; empty: as known for the source, or "choices" in a task without answers.
+    data.choices = ""
+    data.label = ""  # the source's label field; empty: as known for the source, or "label"
+    data.label_order = ()  # source label -> position in answers; empty: the same
+    # "index" (a number from 0), "text" (an answer or its name) or "letter" (A or 1 is the first);
+    # "auto": whichever can read all labels, where they agree.
+    data.label_is = "auto"
+    data.train_split = ""  # empty: as known for the source, or "train"
+    data.validation_split = ""  # empty: as known, or "validation", or "test"
+    data.balanced = False  # draw equally many examples of each class
+    return data
+
+
+def _prompt() -> ConfigDict:
+    """How a prompt is written and scored."""
+    prompt = ConfigDict()
+    prompt.bos = "<bos>"  # text, or <bos>, <eos>: the tokenizer's own
+    prompt.separator = "\n"  # after each demonstration; the paper's models: "<eos>"
+    prompt.max_length = 0  # tokens; 0: the model's context length
+    prompt.beyond_context = False  # True: max_length may be more than that
+    prompt.score = "mean"  # of a candidate's tokens' log-probabilities, or their "sum"
+    return prompt
+
+
+def _finetune() -> ConfigDict:
+    """How the demonstrations are trained on."""
+    finetune = ConfigDict()
+    # "gd"; layer-causal gradient descent (Deutch et al. 2024), read out after each layer's block
+    # ("lcgd") or after its attention ("lcgd_attention").
+    finetune.method = "gd"
+    # All are tried and reported; far too large ones belong to the picture.
+    finetune.learning_rates = (0.0001, 0.0003, 0.001, 0.003, 0.03, 0.3)
+    finetune.runs_at_once = 0  # rates x seeds trained together; 0: what fits in memory
+    finetune.remat = False  # recompute layers in the backward pass: less memory, slower
+    return finetune
+
+
+def _controls() -> ConfigDict:
+    """The same comparison under control conditions."""
+    controls = ConfigDict()
+    controls.names = (  # some of CONTROLS, or "all"
         "untrained",
         "untrained_keep_embeddings",
         "permuted_labels",
         "perturbation",
     )
-    config.controls.num_examples = 50  # of those that are evaluated
-    config.controls.answers_of = ""  # the task whose answers "other_answers" puts in; empty: chosen
-
-    config.metrics = ConfigDict()
-    config.metrics.random_update = "gaussian"  # the random baseline; "uniform": U[0, 1)
-    config.metrics.bootstrap_samples = 2000
-    config.metrics.seed = 0
-    return config
+    controls.num_examples = 50  # of those that are evaluated
+    controls.answers_of = ""  # the task whose answers "other_answers" puts in; empty: chosen
+    return controls
 
 
 def sweep() -> ConfigDict:

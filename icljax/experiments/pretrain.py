@@ -38,14 +38,18 @@ from icljax.experiments.config import require
 from icljax.experiments.train import TrainState
 from icljax.models.decoder import DecoderConfig, State
 from icljax.reports import pretrain as pretrain_report
-from icljax.reports.pretrain import show
+from icljax.reports.pretrain import show as show
 from icljax.runtime import processes, sharding, workdir
 from icljax.runtime.progress import Bar, Stages
 from icljax.types import Params
 
-__all__ = ["default", "run", "show", "validate"]
-
 RUN_RESULT = "run.json"
+# Fields that are whole numbers above 0.
+_COUNTS = (
+    *("text.vocab_size", "model.layers", "model.width", "model.heads", "model.mlp_width"),
+    *("train.steps", "train.batch", "train.accumulate", "train.checkpoint_every"),
+    *("eval.tokens", "eval.curve_points", "icl.num_demonstrations", "icl.num_examples"),
+)
 
 
 def default() -> ConfigDict:
@@ -119,16 +123,7 @@ def validate(config: ConfigDict) -> None:
         "dtype": ("auto", "float32", "bfloat16"),
     }.items():
         require(config, key, choices.__contains__, f"one of {', '.join(choices)}")
-    whole: tuple[str, ...] = (
-        "text.vocab_size",
-        "model.layers",
-        "model.width",
-        "model.heads",
-        "model.mlp_width",
-    )
-    whole += ("train.steps", "train.batch", "train.accumulate", "train.checkpoint_every")
-    whole += ("eval.tokens", "eval.curve_points", "icl.num_demonstrations", "icl.num_examples")
-    for key in whole:
+    for key in _COUNTS:
         require(config, key, config_lib.is_count, "a whole number above 0")
     require(config, "text.vocab_size", lambda v: v > 256, "more than the 256 bytes")
     require(config, "text.validation_share", lambda v: 0 < v < 1, "between 0 and 1")
@@ -180,10 +175,10 @@ def _option_value(name: str, value: str, variant: str) -> Any:
         return tuple(value.split(","))
     if name == "feature_map":
         return value
+    if value.isalpha():
+        return {"true": True, "false": False}.get(value.lower())
     try:
-        return (
-            {"true": True, "false": False}.get(value.lower()) if value.isalpha() else float(value)
-        )
+        return float(value)
     except ValueError as e:
         raise UserError(f"variant {variant!r}: {name}={value!r} is no number") from e
 
@@ -332,7 +327,7 @@ def _train(
 ) -> TrainState:
     t, length = config.train, config.model.length
     parts = corpus.blocks(text.train, length)
-    few = evaluation_batches(text.validation, length, t.batch, config.eval.tokens // 8)
+    few = train_lib.evaluation_batches(text.validation, length, t.batch, config.eval.tokens // 8)
 
     def batch(step: int) -> np.ndarray:
         rows = corpus.batch_at(parts, step, t.accumulate * t.batch, seed)
@@ -349,14 +344,6 @@ def _train(
     )
 
 
-def evaluation_batches(stream: np.ndarray, length: int, batch: int, tokens: int) -> np.ndarray:
-    """Evenly spaced blocks of a stream: int32 [N, batch, length + 1], about `tokens` of them."""
-    parts = corpus.blocks(stream, length)
-    count = min(max(1, tokens // (batch * length)), max(1, len(parts) // batch))
-    rows = np.linspace(0, len(parts) - 1, count * batch).astype(int)
-    return parts[rows].reshape(count, batch, length + 1)
-
-
 def _measure(
     config: ConfigDict,
     text: Corpus,
@@ -371,7 +358,9 @@ def _measure(
         for fraction in (4, 2, 1):
             # A batch of the same number of tokens at every length.
             size = length // fraction
-            blocks = evaluation_batches(stream, size, batch * fraction, config.eval.tokens)
+            blocks = train_lib.evaluation_batches(
+                stream, size, batch * fraction, config.eval.tokens
+            )
             loss = float(programs.evaluate(state.params, blocks))
             perplexity[f"{part}-{size}"] = float(np.exp(loss))
     learned = {

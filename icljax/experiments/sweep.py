@@ -3,12 +3,13 @@
 import collections
 import contextlib
 import copy
+import dataclasses
 import fnmatch
 import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -22,7 +23,8 @@ from icljax.reports.study import SWEEP, cell_name, model_name
 from icljax.runtime import processes, workdir
 
 
-class Planned(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Planned:
     """One job of a sweep.
 
     Attributes:

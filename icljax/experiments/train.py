@@ -4,6 +4,7 @@ Shape glossary: B sequences of a microbatch, S tokens of a sequence that are pre
 that a batch is accumulated from, N batches; other letters as in icljax/models/decoder.py.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from icljax.comparison import forward
+from icljax.data import corpus
 from icljax.models.decoder import Decoder, DecoderConfig, init_params
 from icljax.runtime import processes, sharding
 from icljax.types import Params
@@ -42,7 +44,8 @@ class TrainState(NamedTuple):
     curve: jax.Array
 
 
-class Programs(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Programs:
     """The jitted programs of one decoder.
 
     Attributes:
@@ -191,3 +194,11 @@ def train(
 def evaluation_steps(config: ConfigDict, count: int) -> np.ndarray:
     """The steps after which validation loss is measured: evenly spaced, the last one included."""
     return np.round(np.linspace(0, config.steps, count + 1)[1:]).astype(int)
+
+
+def evaluation_batches(stream: np.ndarray, length: int, batch: int, tokens: int) -> np.ndarray:
+    """Evenly spaced blocks of a stream: int32 [N, batch, length + 1], about `tokens` of them."""
+    parts = corpus.blocks(stream, length)
+    count = min(max(1, tokens // (batch * length)), max(1, len(parts) // batch))
+    rows = np.linspace(0, len(parts) - 1, count * batch).astype(int)
+    return parts[rows].reshape(count, batch, length + 1)

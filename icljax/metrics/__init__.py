@@ -1,7 +1,8 @@
 """The comparison metrics: pure functions on arrays, nothing else.
 
 Every function takes NumPy or JAX arrays, works under `jax.jit` and `jax.vmap`, and computes in
-float32, or in float64 where an input is float64 and x64 is on. `...` stands for any leading axes.
+float32, or in float64 where an input is float64 and x64 is on. `...` stands for any leading axes;
+in an annotation, for a shape whose misfit has a message of its own.
 
 Shapes:
   N: query examples.

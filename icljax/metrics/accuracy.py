@@ -1,16 +1,16 @@
 """Accuracy, Rec2FTP and calibration. Shapes and sources: icljax/metrics/__init__.py."""
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Real, Shaped
 
 from icljax.errors import UserError
 from icljax.metrics.arrays import broadcast, floats, same_shape
 
-# ------------------------------------------------------------------------------------- accuracy
 
-
-def accuracy(pred: ArrayLike, label: ArrayLike) -> jax.Array:
+def accuracy(
+    pred: Shaped[ArrayLike, "*batch N"], label: Shaped[ArrayLike, "..."]
+) -> Float[Array, "*batch"]:
     """Share of right predictions, in 0..1 (in the paper's tables, percent).
 
     Args:
@@ -29,11 +29,11 @@ def accuracy(pred: ArrayLike, label: ArrayLike) -> jax.Array:
 
 
 def rec2ftp_counts(
-    zsl_correct: ArrayLike,
-    ft_correct: ArrayLike,
-    icl_correct: ArrayLike,
-    weights: ArrayLike | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    zsl_correct: Shaped[ArrayLike, "*batch N"],
+    ft_correct: Shaped[ArrayLike, "..."],
+    icl_correct: Shaped[ArrayLike, "..."],
+    weights: Real[ArrayLike, "..."] | None = None,
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
     """The two counts behind `rec2ftp` (the paper's Rec2FTP).
 
     Args:
@@ -61,11 +61,11 @@ def rec2ftp_counts(
 
 
 def rec2ftp(
-    zsl_correct: ArrayLike,
-    ft_correct: ArrayLike,
-    icl_correct: ArrayLike,
-    weights: ArrayLike | None = None,
-) -> jax.Array:
+    zsl_correct: Shaped[ArrayLike, "*batch N"],
+    ft_correct: Shaped[ArrayLike, "..."],
+    icl_correct: Shaped[ArrayLike, "..."],
+    weights: Real[ArrayLike, "..."] | None = None,
+) -> Float[Array, "*batch"]:
     """Recall to finetuning predictions, in percent (the paper's Rec2FTP).
 
     Of the examples that finetuning gets right and zero-shot learning gets wrong, the share that
@@ -78,7 +78,7 @@ def rec2ftp(
     return 100.0 * recovered / ft_only
 
 
-def calibrate(logprob: ArrayLike) -> jax.Array:
+def calibrate(logprob: Real[ArrayLike, "*batch N C"]) -> Float[Array, "*batch N C"]:
     """Subtracts each label's mean log-probability over the examples (batch calibration).
 
     After Zhou et al., "Batch Calibration", ICLR 2024, arXiv 2309.17249. It is transductive: the

@@ -6,8 +6,6 @@ from jax.typing import ArrayLike
 
 from icljax.errors import UserError
 
-# ----------------------------------------------------------------------------- shapes and types
-
 
 def floats(*arrays: ArrayLike) -> list[jax.Array]:
     """Converts to one common float dtype, at least float32."""

@@ -5,11 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PRNGKeyArray, Real, Shaped
 
 from icljax.errors import UserError
 from icljax.metrics.arrays import floats, same_shape
-
-# ------------------------------------------------------------------------------------ bootstrap
 
 # Seeds and examples are crossed: every seed reads the same examples. A resample therefore draws
 # seeds, and one set of examples, which every drawn seed reads (Owen, "The pigeonhole bootstrap",
@@ -18,7 +17,9 @@ from icljax.metrics.arrays import floats, same_shape
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def bootstrap_weights(key: jax.Array, num_examples: int, num_samples: int) -> jax.Array:
+def bootstrap_weights(
+    key: PRNGKeyArray, num_examples: int, num_samples: int
+) -> Float[Array, "B N"]:
     """How often each example (or each seed) is drawn in each resample (Efron, 1979).
 
     Use the same weights for all figures that are compared, so that they share their resamples.
@@ -37,12 +38,12 @@ def bootstrap_weights(key: jax.Array, num_examples: int, num_samples: int) -> ja
 
 
 def bootstrap_ratio_interval(
-    weights: ArrayLike,
-    numerator: ArrayLike,
-    denominator: ArrayLike,
+    weights: Real[ArrayLike, "B N"],
+    numerator: Shaped[ArrayLike, "..."],
+    denominator: Shaped[ArrayLike, "..."],
     level: float = 0.95,
-    seed_weights: ArrayLike | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    seed_weights: Real[ArrayLike, "B R"] | None = None,
+) -> tuple[Float[Array, "*rest"], Float[Array, "*rest"]]:
     """Percentile bootstrap interval of sum(numerator) / sum(denominator), as in Rec2FTP.
 
     With `seed_weights`, each resample draws seeds, and examples: the same examples in every seed,
@@ -106,11 +107,11 @@ def _resampled_sum(seed_weights: jax.Array, weights: jax.Array, values: jax.Arra
 
 
 def bootstrap_interval(
-    weights: ArrayLike,
-    values: ArrayLike,
+    weights: Real[ArrayLike, "B N"],
+    values: Shaped[ArrayLike, "..."],
     level: float = 0.95,
-    seed_weights: ArrayLike | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    seed_weights: Real[ArrayLike, "B R"] | None = None,
+) -> tuple[Float[Array, "*rest"], Float[Array, "*rest"]]:
     """Percentile bootstrap interval of the mean over examples and seeds (Efron, 1979).
 
     For two settings on the same examples and seeds, give the differences of their values: the

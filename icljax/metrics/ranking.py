@@ -6,11 +6,10 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Shaped
 
 from icljax.errors import UserError
 from icljax.metrics.arrays import broadcast, floats, same_shape
-
-# ------------------------------------------------------------------------------------- rankings
 
 # Kendall's tau compares each item with the items 1, 2, ... places further on, round the end: on an
 # odd number T of items, (T - 1) / 2 such shifts meet each unordered pair once. Compared to sorting
@@ -45,8 +44,8 @@ def _pair_counts(x: jax.Array, y: jax.Array, rounds: int, steps: int) -> tuple[j
     items = x.shape[0]
     x_round, y_round = (jnp.concatenate([a, a[: items // 2]]) for a in (x, y))
 
-    def count_round(number: int, totals: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        def step(i: int, packed: jax.Array) -> jax.Array:
+    def count_round(number: jax.Array, totals: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def step(i: jax.Array, packed: jax.Array) -> jax.Array:
             first = 1 + (number * steps + i) * _SHIFTS_PER_STEP
             for shift in range(_SHIFTS_PER_STEP):
                 other_x = jax.lax.dynamic_slice_in_dim(x_round, first + shift, items)
@@ -91,8 +90,11 @@ def _kendall_rows(x: jax.Array, y: jax.Array, chunk: int) -> jax.Array:
 
 
 def kendall_tau(
-    x: ArrayLike, y: ArrayLike, mask: ArrayLike | None = None, chunk: int = 128
-) -> jax.Array:
+    x: Shaped[ArrayLike, "*batch T"],
+    y: Shaped[ArrayLike, "..."],
+    mask: Bool[ArrayLike, "..."] | None = None,
+    chunk: int = 128,
+) -> Float[Array, "*batch"]:
     """Kendall's rank correlation, tau-b (the paper's Kendall; Kendall, 1945, for the ties).
 
     Equal to the paper's formula where there are no ties, and to `scipy.stats.kendalltau`.
@@ -125,7 +127,12 @@ def kendall_tau(
     return jnp.where(undefined, left_out, _kendall_rows(*marked, chunk).reshape(lead))
 
 
-def topk_recall(x: ArrayLike, y: ArrayLike, k: int, mask: ArrayLike | None = None) -> jax.Array:
+def topk_recall(
+    x: Shaped[ArrayLike, "*batch T"],
+    y: Shaped[ArrayLike, "..."],
+    k: int,
+    mask: Bool[ArrayLike, "..."] | None = None,
+) -> Float[Array, "*batch"]:
     """Share of x's k highest items that are among y's k highest (the reference code).
 
     Where fewer than k items take part, k is their number. Ties go to the earlier item.

@@ -3,14 +3,12 @@
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray, Real
 
 from icljax.errors import UserError
 from icljax.metrics.arrays import broadcast, floats, same_shape
 
 _ROUNDING = 1e-5  # a change of attention logits below this share of their norm is none
-
-
-# --------------------------------------------------------------------------------- similarities
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -27,7 +25,12 @@ def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.sum(_unit(a) * _unit(b), axis=-1)
 
 
-def sim_aou(zsl: ArrayLike, ft: ArrayLike, icl: ArrayLike, normalize: bool = True) -> jax.Array:
+def sim_aou(
+    zsl: Real[ArrayLike, "*batch D"],
+    ft: Real[ArrayLike, "..."],
+    icl: Real[ArrayLike, "..."],
+    normalize: bool = True,
+) -> Float[Array, "*batch"]:
     """Similarity of attention output updates (the paper's SimAOU).
 
     The cosine between what ICL and what finetuning add to the zero-shot attention output.
@@ -63,7 +66,11 @@ def _query_mask(mask: ArrayLike, scores: jax.Array) -> jax.Array:
     return broadcast("mask with a head axis", mask[..., None, :], scores.shape)
 
 
-def sim_am(icl: ArrayLike, other: ArrayLike, mask: ArrayLike) -> jax.Array:
+def sim_am(
+    icl: Real[ArrayLike, "*batch H S"],
+    other: Real[ArrayLike, "..."],
+    mask: Bool[ArrayLike, "..."],
+) -> Float[Array, "*batch"]:
     """Similarity of attention maps (the paper's SimAM).
 
     The cosine between two settings' attention logits to the query tokens, per head, then the mean
@@ -86,7 +93,12 @@ def sim_am(icl: ArrayLike, other: ArrayLike, mask: ArrayLike) -> jax.Array:
     return jnp.mean(_cosine(jnp.where(keep, icl, 0), jnp.where(keep, other, 0)), axis=-1)
 
 
-def sim_am_delta(zsl: ArrayLike, ft: ArrayLike, icl: ArrayLike, mask: ArrayLike) -> jax.Array:
+def sim_am_delta(
+    zsl: Real[ArrayLike, "*batch H S"],
+    ft: Real[ArrayLike, "..."],
+    icl: Real[ArrayLike, "..."],
+    mask: Bool[ArrayLike, "..."],
+) -> Float[Array, "*batch"]:
     """SimAM of the changes, cos(ICL - ZSL, FT - ZSL) (the revisit's SimAM-delta).
 
     SimAM itself is dominated by the zero-shot map that both settings share.
@@ -120,10 +132,9 @@ def _beyond_rounding(after: jax.Array, before: jax.Array, keep: jax.Array) -> ja
     return jnp.where(moved > _ROUNDING**2 * size, change, 0)
 
 
-# --------------------------------------------------------- attention to the demonstration tokens
-
-
-def finetuning_attention(q_train: ArrayLike, q_test: ArrayLike) -> jax.Array:
+def finetuning_attention(
+    q_train: Real[ArrayLike, "L T E"], q_test: Real[ArrayLike, "..."]
+) -> Float[Array, "N L T"]:
     """What finetuning "attends to": query of the test token against those of training.
 
     The update that finetuning makes is a sum over training tokens, weighted by these products (one
@@ -149,7 +160,9 @@ def finetuning_attention(q_train: ArrayLike, q_test: ArrayLike) -> jax.Array:
     return jnp.einsum("LTE,NLE->NLT", q_train, q_test, precision="highest")
 
 
-def example_attention(scores: ArrayLike, example_ids: ArrayLike, num_examples: int) -> jax.Array:
+def example_attention(
+    scores: Real[ArrayLike, "*batch T"], example_ids: Integer[ArrayLike, "..."], num_examples: int
+) -> Float[Array, "*batch K"]:
     """Attention to whole demonstrations: softmax over tokens, then the sum inside each example.
 
     From the reference code (not in the paper).
@@ -184,10 +197,9 @@ def example_attention(scores: ArrayLike, example_ids: ArrayLike, num_examples: i
     return jnp.matmul(weight / jnp.where(total > 0, total, 1), member, precision="highest")
 
 
-# ------------------------------------------------------------------- baselines and calibration
-
-
-def random_update(key: jax.Array, shape: tuple[int, ...], kind: str = "gaussian") -> jax.Array:
+def random_update(
+    key: PRNGKeyArray, shape: tuple[int, ...], kind: str = "gaussian"
+) -> Float[Array, "..."]:
     """Random values in place of a recorded update or score: the paper's baseline, seeded.
 
     Args:

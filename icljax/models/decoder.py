@@ -11,127 +11,19 @@ through one function. What is studied leaves as a typed pytree, cut to the A pos
 block, since cutting after the layer scan more than doubles temporary memory.
 """
 
-import dataclasses
-import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped
 
-from icljax.attention import Kind, Memory
-from icljax.attention.mixing import LEARNABLE, Past, Prefix, mix
-from icljax.errors import check_known
+from icljax.attention import Memory, Tokens
+from icljax.attention.mixing import Past, Prefix, mix
+from icljax.models.config import MLPS, Rope
+from icljax.models.config import DecoderConfig as DecoderConfig
 from icljax.types import Array, Params
-
-# DecoderConfig.mlp -> (activation, whether it is of a gate that multiplies the MLP's inner values).
-MLPS: dict[str, tuple[Callable[[jax.Array], jax.Array], bool]] = {
-    "swiglu": (nn.silu, True),
-    "geglu": (functools.partial(nn.gelu, approximate=True), True),
-    "gelu_new": (functools.partial(nn.gelu, approximate=True), False),
-    "gelu": (functools.partial(nn.gelu, approximate=False), False),
-    "relu": (nn.relu, False),
-}
-
-# What DecoderConfig's fields of these names may be.
-_NAMES = {
-    "norm": ("rms", "layer"),
-    "block": ("sequential", "parallel", "shared_norm"),
-    "mlp": tuple(MLPS),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Rope:
-    """Rotary positions (Su et al. 2021).
-
-    Attributes:
-        theta: base of the wavelengths.
-        width: how many of a head's first numbers are turned; 0: all.
-        interleaved: pairs are neighbours (GPT-J), not the two halves of what is turned (Llama).
-        factor: longer wavelengths are lengthened by it: those above `original_length / low`
-            wholly, those below `original_length / high` not at all, in between a mixture
-            (Llama 3.1). Without an original length, all are: linear scaling.
-    """
-
-    theta: float = 10_000.0
-    width: int = 0
-    interleaved: bool = False
-    factor: float = 1.0
-    low: float = 0.0
-    high: float = 1.0
-    original_length: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """What a decoder looks like; nothing about how it is run on devices.
-
-    Attributes:
-        norm: "rms" (Llama) or "layer" (GPT-2); always before the sublayer.
-        positions: Rope, or what is added to the embeddings: "learned" or "sinusoidal" (XGLM's).
-        position_offset: row of the position table at which the first token stands.
-        embed_scale: what embeddings are multiplied with; the output projection is not.
-        block: "sequential"; "parallel": attention and MLP read the same input (GPT-NeoX), or
-            "shared_norm": even through one norm (GPT-J).
-        mlp: one of `MLPS`.
-        qk_norm: norms over the width of each head of queries and keys, before the rotation.
-        attention_scale: of scores; None: 1 / sqrt(head_width).
-        attention: how tokens are mixed, layer by layer; repeated over the layers.
-        implementation: of attention, one of `mixing.IMPLEMENTATIONS`.
-        tied: the embedding is the output projection too.
-        dtype: compute type of matrix products; softmax, norms and log-probabilities are float32.
-        remat: recompute a layer in the backward pass instead of keeping its intermediates.
-    """
-
-    vocab_size: int
-    num_layers: int
-    width: int
-    mlp_width: int
-    num_heads: int
-    num_kv_heads: int
-    head_width: int
-    context_length: int
-    norm: str = "rms"
-    norm_eps: float = 1e-5
-    positions: Rope | str = Rope()
-    position_offset: int = 0
-    embed_scale: float = 1.0
-    block: str = "sequential"
-    mlp: str = "swiglu"
-    qk_norm: bool = False
-    attention_scale: float | None = None
-    attention: tuple[Kind, ...] = (Kind(),)
-    implementation: str = "auto"
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
-    unembed_bias: bool = False
-    tied: bool = True
-    dtype: str = "float32"
-    remat: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises a UserError for a name that the decoder does not have."""
-        for field, known in _NAMES.items():
-            check_known(field, getattr(self, field), known)
-        if self.rope is None:
-            check_known("positions", cast(str, self.positions), ("learned", "sinusoidal"))
-
-    @property
-    def rope(self) -> Rope | None:
-        """By what queries and keys are turned; None where positions are added to embeddings."""
-        return self.positions if isinstance(self.positions, Rope) else None
-
-    def learned(self) -> tuple[str, ...]:
-        """The numbers of its kinds of attention that are parameters."""
-        return tuple(n for n in LEARNABLE if any(n in kind.learn for kind in self.attention))
-
-    def start(self, name: str) -> float:
-        """Where a learned number starts."""
-        return next(getattr(k, name) for k in self.attention if name in k.learn)
 
 
 class State(NamedTuple):
@@ -190,16 +82,10 @@ class Hidden(NamedTuple):
     memory: Memory | None
 
 
-def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
-    """Rotary position embedding; a pure rotation, so that a negative position turns back.
-
-    Args:
-        x: [B, S, ..., K].
-        positions: int [B, S].
-
-    Returns:
-        As x.
-    """
+def rotate(
+    x: Float[jax.Array, "B S *heads K"], positions: Int[jax.Array, "B S"], rope: Rope
+) -> Float[jax.Array, "B S *heads K"]:
+    """Rotary position embedding; a pure rotation, so that a negative position turns back."""
     width = rope.width or x.shape[-1]
     angle = positions[..., None].astype(jnp.float32) * _frequencies(rope, width)[None, None]
     angle = angle.reshape(positions.shape + (1,) * (x.ndim - 3) + (width // 2,))
@@ -221,8 +107,8 @@ def _frequencies(rope: Rope, width: int) -> jax.Array:
     return frequency * (kept + (1 - kept) / rope.factor)
 
 
-def sinusoids(positions: jax.Array, width: int) -> jax.Array:
-    """Fixed positions: int [B, S] -> float32 [B, S, width], sines, then cosines (fairseq's form).
+def sinusoids(positions: Int[jax.Array, "B S"], width: int) -> Float[jax.Array, "B S {width}"]:
+    """Fixed positions, float32: sines, then cosines (fairseq's form).
 
     Vaswani et al. 2017 interleave them and divide by width / 2, not by width / 2 - 1.
     """
@@ -232,8 +118,10 @@ def sinusoids(positions: jax.Array, width: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
 
-def take_positions(x: jax.Array, at: Array) -> jax.Array:
-    """`x` [B, S, ...] at columns `at` int [B, A] -> [B, A, ...]."""
+def take_positions(
+    x: Shaped[jax.Array, "B S *rest"], at: Int[Array, "B A"]
+) -> Shaped[jax.Array, "B A *rest"]:
+    """`x` at the columns `at`."""
     return jax.vmap(lambda row, columns: row[columns])(x, at)
 
 
@@ -254,14 +142,14 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        positions: jax.Array,
+        x: Float[jax.Array, "B S D"],
+        positions: Int[jax.Array, "B S"],
         past: Past,
         prefix: Prefix | None,
-        which: jax.Array,
-        at: jax.Array | None,
-    ) -> tuple[jax.Array, "LayerOutput"]:
-        """[B, S, D] -> output [B, S, D], and what the layer leaves."""
+        which: Int[jax.Array, ""],
+        at: Int[jax.Array, "B A"] | None,
+    ) -> tuple[Float[jax.Array, "B S D"], LayerOutput]:
+        """The layer's output, and what it leaves."""
         c = self.config
         batch, length, _ = x.shape
         groups = c.num_kv_heads
@@ -284,7 +172,8 @@ class Attention(nn.Module):
             q, k = rotate(q, positions, c.rope), rotate(k, positions, c.rope)
         q = q.reshape(batch, length, groups, c.num_heads // groups, c.head_width)
         learned = self._learned(x)
-        mixed, memory = mix(c.attention, which, q, k, v, learned, past, prefix, c.implementation)
+        tokens = Tokens(q, k, v)
+        mixed, memory = mix(c.attention, which, tokens, learned, past, prefix, c.implementation)
         out = nn.DenseGeneral(
             c.width, axis=(-2, -1), use_bias=c.output_bias, dtype=c.dtype, name="output"
         )(mixed.reshape(batch, length, c.num_heads, c.head_width))
@@ -327,8 +216,8 @@ class Mlp(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, S, D] -> [B, S, D]."""
+    def __call__(self, x: Float[jax.Array, "B S D"]) -> Float[jax.Array, "B S D"]:
+        """The output of the sublayer, before the residual sum."""
         c = self.config
 
         def dense(features: int, name: str) -> nn.Dense:
@@ -361,14 +250,14 @@ class Block(nn.Module):
     @nn.compact
     def streams(
         self,
-        x: jax.Array,
+        x: Float[jax.Array, "B S D"],
         layer: tuple[jax.Array, tuple[jax.Array, jax.Array, Memory | None] | None],
-        valid: jax.Array | None,
-        positions: jax.Array,
+        valid: Bool[jax.Array, "T"] | None,
+        positions: Int[jax.Array, "B S"],
         past: Past,
-        at: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array, LayerOutput]:
-        """[B, S, D] -> the sum with attention's output, the layer's output, what it leaves."""
+        at: Int[jax.Array, "B A"] | None,
+    ) -> tuple[Float[jax.Array, "B S D"], Float[jax.Array, "B S D"], LayerOutput]:
+        """The sum with attention's output, the layer's output, what it leaves."""
         which, layer_state = layer
         prefix = None
         if layer_state is not None and valid is not None:
@@ -409,8 +298,10 @@ class Decoder(nn.Module):
         if not c.tied:
             self.unembed = nn.Dense(c.vocab_size, use_bias=c.unembed_bias, dtype=c.dtype)
 
-    def embedded(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-        """What enters the first layer: int32 [B, S] twice -> [B, S, D]."""
+    def embedded(
+        self, tokens: Int[jax.Array, "B S"], positions: Int[jax.Array, "B S"]
+    ) -> Float[jax.Array, "B S D"]:
+        """What enters the first layer."""
         c = self.config
         x = self.embed(tokens) * c.embed_scale
         if c.positions == "learned":
@@ -423,23 +314,23 @@ class Decoder(nn.Module):
 
     def hidden(
         self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        mask: jax.Array | None = None,
+        tokens: Int[jax.Array, "B S"],
+        positions: Int[jax.Array, "B S"],
+        mask: Bool[jax.Array, "B S S"] | None = None,
         state: State | None = None,
-        at: jax.Array | None = None,
-        valid: jax.Array | None = None,
+        at: Int[jax.Array, "B A"] | None = None,
+        valid: Bool[jax.Array, "B S"] | None = None,
     ) -> Hidden:
         """Runs the layers.
 
         Args:
-            tokens: int32 [B, S].
-            positions: int32 [B, S], counted from the state's first token.
-            mask: bool [B, S, S], which of the row's earlier tokens, and itself, each token sees;
-                None: all. A token's past must be one path. All tokens see all of the state.
+            tokens: int32.
+            positions: int32, counted from the state's first token.
+            mask: which of the row's earlier tokens, and itself, each token sees; None: all. A
+                token's past must be one path. All tokens see all of the state.
             state: what an earlier prompt left behind, shared by all rows.
-            at: int32 [B, A], columns to study.
-            valid: bool [B, S], without a mask: tokens that leave something in the memory.
+            at: columns to study.
+            valid: without a mask: tokens that leave something in the memory.
         """
         c = self.config
         x = self.embedded(tokens, positions)
@@ -451,28 +342,28 @@ class Decoder(nn.Module):
         x, left = self.layers(x, (which, layer_state), state_valid, positions, past, at)
         return Hidden(self.final_norm(x), *left)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] after the final norm -> float32 [..., V]."""
+    def logits(self, hidden: Float[jax.Array, "*batch D"]) -> Float[jax.Array, "*batch V"]:
+        """Logits, float32, of what the final norm gives."""
         if self.config.tied:
             return self.embed.attend(hidden).astype(jnp.float32)
         return self.unembed(hidden).astype(jnp.float32)
 
-    def read_out(self, x: jax.Array) -> jax.Array:
-        """What some layer puts out, [..., D] -> float32 [..., V], as if it were the last one."""
+    def read_out(self, x: Float[jax.Array, "*batch D"]) -> Float[jax.Array, "*batch V"]:
+        """Logits of what some layer puts out, as if it were the last one."""
         return self.logits(self.final_norm(x))
 
     def __call__(
         self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        mask: jax.Array | None = None,
+        tokens: Int[jax.Array, "B S"],
+        positions: Int[jax.Array, "B S"],
+        mask: Bool[jax.Array, "B S S"] | None = None,
         state: State | None = None,
-    ) -> jax.Array:
-        """Logits float32 [B, S, V] of `hidden`'s arguments."""
+    ) -> Float[jax.Array, "B S V"]:
+        """Logits, float32, of `hidden`'s arguments."""
         return self.logits(self.hidden(tokens, positions, mask, state).hidden)
 
 
-def init_params(config: DecoderConfig, key: jax.Array) -> Params:
+def init_params(config: DecoderConfig, key: PRNGKeyArray) -> Params:
     """Randomly initialised parameters: normal(0.02) for matrices and embeddings, as in GPT-2."""
     tokens = jnp.zeros((1, 2), jnp.int32)
     shapes = jax.eval_shape(Decoder(config).init, key, tokens, tokens)["params"]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from icljax import attention
-from icljax.attention import KINDS, Memory, Rates, kernels
+from icljax.attention import KINDS, Memory, Rates, Tokens, kernels
 from icljax.errors import UserError
 
 CHUNK = 4
@@ -53,7 +53,7 @@ def run(form, kind, q, k, v, beta, s, m, eta, alpha, valid=None, chunk=CHUNK):
     rates, memory = Rates(eta, alpha, beta, ema), Memory(s, m, jnp.zeros(s.shape[:2]))
     if form == "recurrent":
         return attention.recurrent(kind, q, k, v, rates, valid, memory)
-    return kernels.chunked(kind, q, k, v, rates, valid, memory, chunk, form)
+    return kernels.chunked(kind, Tokens(q, k, v), rates, valid, memory, chunk, form)
 
 
 def value_and_gradients(form, kind, arguments, **options):

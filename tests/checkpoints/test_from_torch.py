@@ -96,7 +96,9 @@ def assert_same_logits(folder, theirs):
     vocab = checkpoint.config.vocab_size
     tokens = np.random.default_rng(1).integers(0, vocab, (2, 24)).astype(np.int32)
     positions = np.broadcast_to(np.arange(24, dtype=np.int32), tokens.shape)
-    ours = Decoder(checkpoint.config).apply({"params": params}, tokens, jnp.asarray(positions))
+    ours = Decoder(checkpoint.config).apply(
+        {"params": params}, jnp.asarray(tokens), jnp.asarray(positions)
+    )
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens, dtype=torch.int64)).logits.numpy()
     assert np.std(expected) > 0.1

@@ -109,7 +109,7 @@ def make_encoder(answers=("good", "terrible")):
 @pytest.mark.parametrize("config", [LLAMA, GPT2, KINDS["mixed"]], ids=["llama", "gpt2", "mixed"])
 def test_causal_by_gradients(config):
     model, params = model_and_params(config)
-    tokens = random_tokens(6)
+    tokens = jnp.asarray(random_tokens(6))
 
     def output(embedding, position):
         changed = {**params, "embed": {"embedding": embedding}}
@@ -388,7 +388,7 @@ def test_jax_nn_attention_is_ours(kind):
     ours = with_attention(kind)
     theirs = dataclasses.replace(ours, implementation="jax_nn")
     model, params = model_and_params(ours)
-    tokens, index = random_tokens(1, 20), jnp.arange(20)[None]
+    tokens, index = jnp.asarray(random_tokens(1, 20)), jnp.arange(20)[None]
     expected = forward.hidden(model, params, tokens, index).hidden
     got = forward.hidden(Decoder(theirs), params, tokens, index).hidden
     np.testing.assert_allclose(got, expected, atol=1e-5)

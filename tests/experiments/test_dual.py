@@ -11,7 +11,7 @@ from rich.console import Console
 
 from icljax.attention import KINDS, Kind
 from icljax.errors import UserError
-from icljax.experiments import dual
+from icljax.experiments import dual, dual_measure
 from icljax.runtime.progress import Stages
 
 
@@ -51,7 +51,7 @@ def test_optax_takes_the_steps_of_the_definition(kind):
         s = kind.alpha * s + m
         expected.append(s @ q[0, t, 0])
     with jax.enable_x64(True):
-        trained = dual.train(dual.matching_optimizer, kind, q, k, v, beta)
+        trained = dual_measure.train(dual_measure.matching_optimizer, kind, q, k, v, beta)
     np.testing.assert_allclose(trained.out[0, :, 0], expected, rtol=1e-12)
     np.testing.assert_allclose(trained.s[0, 0], s, rtol=1e-12)
 
@@ -61,8 +61,10 @@ def test_the_state_of_linear_attention_is_the_update_of_the_paper():
     config = small()
     examples = dual.random_examples(config)
     with jax.enable_x64(True):
-        arrays = dual.prepared(KINDS["linear"], "as named", examples, "float64")
-        result = dual.attend("chunked", KINDS["linear"], 4, dual.inputs(KINDS["linear"], *arrays))
+        arrays = dual_measure.prepared(KINDS["linear"], "as named", examples, "float64")
+        result = dual_measure.attend(
+            "chunked", KINDS["linear"], 4, dual_measure.inputs(KINDS["linear"], *arrays)
+        )
     expected = np.einsum("LTGV,LTGK->LGVK", examples.v, examples.k)
     np.testing.assert_allclose(result.s, expected, rtol=1e-10)
 
@@ -72,11 +74,15 @@ def test_another_optimizer_is_told_apart(change):
     kind = KINDS["delta_momentum"]
     numbers = {"loss": kind.loss, "eta": kind.eta, "alpha": kind.alpha, **change}
     examples = dual.random_examples(small())
-    arrays = dual.prepared(kind, "as named", examples, "float32")
-    form = dual.attend("recurrent", dual.structure(kind), 4, dual.inputs(kind, *arrays))
-    trained = dual.train(dual.matching_optimizer, Kind("linear", **numbers), *arrays)
-    apart = dual.difference(form.out, trained.out, (1, 3))
-    assert apart > 100 * dual.BARS["float32"]
+    arrays = dual_measure.prepared(kind, "as named", examples, "float32")
+    form = dual_measure.attend(
+        "recurrent", dual_measure.structure(kind), 4, dual_measure.inputs(kind, *arrays)
+    )
+    trained = dual_measure.train(
+        dual_measure.matching_optimizer, Kind("linear", **numbers), *arrays
+    )
+    apart = dual_measure.difference(form.out, trained.out, (1, 3))
+    assert apart > 100 * dual_measure.BARS["float32"]
 
 
 def test_decay_is_of_the_weights_alone():
@@ -87,10 +93,10 @@ def test_decay_is_of_the_weights_alone():
         parts = (optax.scale(-1.0), optax.add_decayed_weights(-0.1), optax.trace(kind.eta))
         return optax.chain(*parts)
 
-    arrays = dual.prepared(kind, "as named", dual.random_examples(small()), "float32")
-    ours = dual.train(dual.matching_optimizer, kind, *arrays)
-    other = dual.train(decay_first, kind, *arrays)
-    assert dual.difference(other.out, ours.out) > 1e-2
+    arrays = dual_measure.prepared(kind, "as named", dual.random_examples(small()), "float32")
+    ours = dual_measure.train(dual_measure.matching_optimizer, kind, *arrays)
+    other = dual_measure.train(decay_first, kind, *arrays)
+    assert dual_measure.difference(other.out, ours.out) > 1e-2
     assert dual.describe(kind)["optax"] == "chain(scale(-1), trace(0.5), add_decayed_weights(-0.1))"
 
 
@@ -99,9 +105,9 @@ def test_runs_and_a_rerun_shows_the_same(tmp_path):
     dual.validate(config)
     results = dual.run(config, tmp_path, console)
     assert results["holds"] is True
-    assert [row["variant"] for row in results["dual"]] == list(dual.VARIANTS)
+    assert [row["variant"] for row in results["dual"]] == list(dual_measure.VARIANTS)
     for row in results["dual"]:
-        for dtype, bar in dual.BARS.items():
+        for dtype, bar in dual_measure.BARS.items():
             assert 0 < row[dtype]["largest"] < bar  # exactly 0 would compare a thing with itself
     assert set(results["dual"][0]["float64"]["differences"]) == {
         f"{form} to optax.{name}"
@@ -122,7 +128,7 @@ def test_runs_and_a_rerun_shows_the_same(tmp_path):
 
 
 def test_a_failure_is_a_result_that_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(dual, "BARS", {"float64": 0.0, "float32": 1e-5})
+    monkeypatch.setattr(dual_measure, "BARS", {"float64": 0.0, "float32": 1e-5})
     config = small(variants=("beta varies",))
     results = dual.run(config, tmp_path, Console(file=io.StringIO()))
     assert results["holds"] is False
@@ -137,7 +143,7 @@ def test_a_failure_is_a_result_that_is_said(tmp_path, monkeypatch):
 def test_not_a_number_fails():
     examples = dual.random_examples(small())
     examples.v[0, 3, 1, 2] = np.nan
-    measured = dual.measure_dual(KINDS["delta_momentum"], "beta varies", examples, small())
+    measured = dual_measure.measure_dual(KINDS["delta_momentum"], "beta varies", examples, small())
     assert measured["float64"]["largest"] is None
     assert not measured["float64"]["holds"]
     json.dumps(measured, allow_nan=False)

@@ -15,6 +15,8 @@ from rich.console import Console
 from icljax import attention
 from icljax.errors import UserError
 from icljax.experiments import regression
+from icljax.experiments import regression_models as models
+from icljax.experiments import regression_training as training
 from icljax.records import Regression
 from icljax.reports import regression as regression_report
 from icljax.results import Estimate
@@ -26,7 +28,7 @@ KINDS = ("linear", "linear_momentum", "retention", "delta", "delta_momentum", "d
 
 @pytest.fixture(scope="module")
 def tasks():
-    return regression.draw_tasks(jax.random.key(3), 16, 6, 4)
+    return models.draw_tasks(jax.random.key(3), 16, 6, 4)
 
 
 def by_optax(tasks, optimizer, loss, batches):
@@ -65,7 +67,7 @@ def test_tasks_are_linear(tasks):
     w = [np.linalg.lstsq(x, y)[0] for x, y in zip(tasks.x, tasks.y, strict=True)]
     np.testing.assert_allclose(np.sum(w * np.asarray(tasks.query), -1), tasks.target, atol=1e-4)
     assert float(jnp.abs(tasks.x).max()) <= 1
-    many = regression.draw_tasks(jax.random.key(0), 4000, 1, 3)
+    many = models.draw_tasks(jax.random.key(0), 4000, 1, 3)
     assert float(jnp.var(many.target)) == pytest.approx(3 / 3, rel=0.1)  # X E[x^2] E[w^2]
 
 
@@ -78,13 +80,13 @@ def test_constructed_layers_are_steps_of_gradient_descent(tasks, layers):
     optimizer = optax.sgd(lambda step: rates[step])
     wanted = by_optax(tasks, optimizer, loss, [np.arange(6)] * layers)
     gates = (jnp.arange(3) < layers).astype(jnp.float32)
-    params = regression.construct(rates, jnp.zeros(3), 4)
-    got = regression.predict_deep("linear", params, gates, tasks)
+    params = models.construct(rates, jnp.zeros(3), 4)
+    got = models.predict_deep("linear", params, gates, tasks)
     np.testing.assert_allclose(got, wanted, atol=1e-5)
     autodiff = regression.autodiff_descent(rates * gates, tasks)
     np.testing.assert_allclose(autodiff, wanted, atol=1e-5)
-    other = regression.construct(1.01 * rates, jnp.zeros(3), 4)
-    off = regression.predict_deep("linear", other, gates, tasks) - wanted
+    other = models.construct(1.01 * rates, jnp.zeros(3), 4)
+    off = models.predict_deep("linear", other, gates, tasks) - wanted
     assert float(jnp.abs(off).max()) > 1e-3
 
 
@@ -92,12 +94,12 @@ def test_gd_plus_plus_is_its_formula(tasks):
     rates, corrections, gates = jnp.array(RATES), jnp.array(CORRECTIONS), jnp.ones(3)
     wanted = gd_plus_plus(tasks, RATES, CORRECTIONS)
     params = {"rate": rates, "correction": corrections}
-    got = regression.predict_descent(True, params, gates, tasks)
+    got = models.predict_descent(True, params, gates, tasks)
     np.testing.assert_allclose(got, wanted, atol=1e-5)
-    constructed = regression.construct(rates, corrections, 4)
-    layers = regression.predict_deep("linear", constructed, gates, tasks)
+    constructed = models.construct(rates, corrections, 4)
+    layers = models.predict_deep("linear", constructed, gates, tasks)
     np.testing.assert_allclose(layers, wanted, atol=1e-5)
-    plain = regression.predict_descent(False, {"rate": rates}, gates, tasks)
+    plain = models.predict_descent(False, {"rate": rates}, gates, tasks)
     np.testing.assert_allclose(plain, gd_plus_plus(tasks, RATES, (0, 0, 0)), atol=1e-5)
     assert np.abs(plain - wanted).max() > 1e-2
 
@@ -114,11 +116,11 @@ def test_constructed_kinds_are_their_optimizers(tasks, name):
     optimizer = optax.chain(optax.sgd(0.2, momentum=kind.eta), decay)
     wanted = by_optax(tasks, optimizer, loss, [np.array([i]) for i in range(6)])
     numbers = (jnp.float32(x) for x in (kind.eta, kind.alpha, 0.2))
-    params = regression.construct_online(4, *numbers)
-    start = regression.Start(params["eta"], params["alpha"])
-    got = regression.predict_online(kind.loss, params, start, tasks)
+    params = models.construct_online(4, *numbers)
+    start = models.Start(params["eta"], params["alpha"])
+    got = models.predict_online(kind.loss, params, start, tasks)
     np.testing.assert_allclose(got, wanted, atol=1e-5)
-    tuned = regression.optax_predict(kind.loss, params, start, tasks)
+    tuned = models.optax_predict(kind.loss, params, start, tasks)
     np.testing.assert_allclose(tuned, wanted, atol=1e-5)
     np.testing.assert_allclose(recurrent(kind, tasks, 0.2), wanted, atol=1e-5)
 
@@ -137,10 +139,10 @@ def recurrent(kind, tasks, beta):
 
 def test_moattn_adds_the_strict_past_to_softmax(tasks):
     """One layer against its formula in NumPy."""
-    params = regression.init_deep("moattn", 4, 1.0, jax.random.key(0), jnp.ones(1))
+    params = models.init_deep("moattn", 4, 1.0, jax.random.key(0), jnp.ones(1))
     params["ema"] = jnp.array([0.6])
-    got = regression.predict_deep("moattn", params, jnp.ones(1), tasks)
-    tokens = np.asarray(regression.as_tokens(tasks), np.float64)
+    got = models.predict_deep("moattn", params, jnp.ones(1), tasks)
+    tokens = np.asarray(models.as_tokens(tasks), np.float64)
     for row, prediction in zip(tokens, got, strict=True):
         scores = np.exp(row[:-1] @ (row[-1] @ params["query"][0]) / np.sqrt(5))
         ema = sum(0.6 ** (6 - i) * row[i] for i in range(6))
@@ -154,13 +156,13 @@ def test_moattn_adds_the_strict_past_to_softmax(tasks):
 def test_left_out_examples_do_not_count(tasks, name):
     """A prompt with its first examples left out is the shorter prompt."""
     config = tiny_config(families=regression.DEEP, online=("retention", "delta_momentum"), dims=4)
-    families = regression.make_families(config)
+    families = training.make_families(config)
     short = tasks._replace(x=tasks.x[:, 2:], y=tasks.y[:, 2:], seen=tasks.seen[2:])
     for family in (n for n in families if n == name or n.endswith(f"_{name}")):
         predict, init = families[family].predict, families[family].init
         switch = jax.tree.map(lambda x: x[-1], families[family].switches)
         params = init(jax.random.key(0), switch)
-        got = predict(params, switch, regression.keep_last(tasks, 4))
+        got = predict(params, switch, models.keep_last(tasks, 4))
         np.testing.assert_allclose(got, predict(params, switch, short), atol=1e-5)
 
 
@@ -264,7 +266,7 @@ def test_compare_by_hand():
         twice = [
             np.stack([np.array(a, np.float32)[None]] * 2) for a in (predictions, sensitivities)
         ]
-        return regression.Measured(np.zeros((2, 1, 1)), *twice)
+        return training.Measured(np.zeros((2, 1, 1)), *twice)
 
     ours = measured([1, -1], [[1, 0], [0, 2]])
     other = measured([2, 2], [[1, 1], [0, -1]])

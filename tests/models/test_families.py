@@ -457,8 +457,8 @@ def test_sublayers_of_a_parallel_block_add_up(block):
     config = dataclasses.replace(LLAMA, block=block)
     params = jax.tree.map(lambda x: x[0], params_of(config)["layers"])
     assert ("mlp_norm" in params) == (block != "shared_norm")
-    x = np.random.default_rng(1).standard_normal((1, 6, 32), np.float32)
-    positions = np.arange(6)[None]
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((1, 6, 32), np.float32))
+    positions = jnp.arange(6)[None]
     past = Past(positions + 1, None, None)
 
     @jax.jit
@@ -500,7 +500,8 @@ def test_a_token_sees_its_window():
 
     def last(embedding):
         params = params_of(config) | {"embed": {"embedding": embedding}}
-        hidden = forward.hidden(Decoder(config), params, TOKENS, AT).hidden
+        tokens, at = jnp.asarray(TOKENS), jnp.asarray(AT)
+        hidden = forward.hidden(Decoder(config), params, tokens, at).hidden
         return jnp.sum(jnp.sin(hidden[0, -1]))
 
     gradient = jax.jit(jax.grad(last))(params_of(config)["embed"]["embedding"])
