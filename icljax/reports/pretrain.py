@@ -16,17 +16,7 @@ from icljax.reports import console as console_lib
 from icljax.reports import plots
 from icljax.reports import report as report_lib
 from icljax.reports.claims import outcome
-from icljax.reports.document import (
-    Cell,
-    Code,
-    Figure,
-    Items,
-    Report,
-    Section,
-    Table,
-    row,
-    section,
-)
+from icljax.reports.document import Cell, Code, Figure, Items, Report, Section, Table, row, section
 from icljax.reports.figures import estimate_mark
 from icljax.reports.plots import COLORS, Curve, Mark
 from icljax.reports.text import gap, listed, number, seconds
@@ -185,7 +175,7 @@ def _eta_figure(results: Pretrain) -> Figure:
             continue
         if runs and "ema" in runs[0]:
             eta = float(np.mean([run["ema"] for run in runs]))
-            found.append((eta, f"eta {number(eta)}, learned (mean)", "own", change))
+            found.append((eta, f"eta {number(eta)}, learned", "own", change))
         elif "ema=" in variant:
             eta = float(variant.split(" ema=")[1].split()[0])
             found.append((eta, f"eta {eta:g}, fixed", "icl", change))
@@ -194,7 +184,10 @@ def _eta_figure(results: Pretrain) -> Figure:
         for _, name, style, change in sorted(found, key=lambda one: one[0])
     ]
     title = "Validation perplexity against eta"
-    caption = f"Difference on {main}: mean with 95 % interval over seeds, then each seed."
+    caption = (
+        f"Difference on {main}: mean with 95 % interval over seeds, then each seed. A learned eta "
+        "is its mean over seeds, layers and heads."
+    )
     panels = [plots.dots(f"Perplexity, minus {results.reference}", rows_of_dots)] if found else []
     return Figure("eta", title, caption, panels, (("fixed eta", "icl"), ("learned eta", "own")))
 
