@@ -319,10 +319,10 @@ def test_a_number_that_is_not_one_ends_the_job_and_spares_the_rest(
     tiny_folder, reviews, tmp_path, monkeypatch
 ):
     """A control with NaN is left out and named; with NaN of its own the job says where."""
-    compare = controls.compare
+    compare_controls = controls.compare
 
     def broken(trained, kinds, *rest):
-        out = compare(trained, kinds, *rest)
+        out = compare_controls(trained, kinds, *rest)
         for comparison in out.values():
             comparison.logprob_ft[1, 2] = np.nan
         return out
