@@ -312,7 +312,7 @@ def similarities(
         "sim_aou": cosine(i - z, f - z),
         "sim_aou_random": cosine(i - z, rng.standard_normal(z.shape)),
         "sim_am_before": cosine(scores, zsl["scores_query"]).mean(-1),
-        "sim_am_after": cosine(scores, ft["scores_query"]).mean(-1),
+        "sim_am": cosine(scores, ft["scores_query"]).mean(-1),
         "kendall": kendall(demo, np.einsum("lte,le->lt", training, ft["query"])),
         "kendall_random": kendall(demo, rng.standard_normal(demo.shape)),
     }

@@ -1,31 +1,59 @@
 """Every setting, similarity, baseline, control and finetuning method, once.
 
 Results, reports, figures, preflight and validation read it; an entry here is a column, a row, a
-panel and a line there. What it computes is where its name is a key: `comparison.pairs` and
-`comparison.controls`.
+panel and a line there. What a metric computes is its entry's formula; what a control does is where
+its name is a key, in `comparison.controls`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Formula:
+    """How a metric is computed from what is recorded of an example.
+
+    Attributes:
+        function: the name of a function of `icljax.metrics`; "": the array itself.
+        reads: its arguments by name -> names of arrays in `comparison.pairs.recorded`.
+        options: its other arguments.
+    """
+
+    function: str
+    reads: dict[str, str]
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A similarity of ICL and FT, in words.
+    """What is measured of each example in each layer.
 
     Attributes:
         title: what it is called, in tables and above its panel.
         compared: what is compared, under the title of its panel.
         unit: of the vertical axis.
         guide: how to read it.
-        baselines: what stands beside it, of `BASELINES` -> its field of
-            `comparison.pairs.Similarity`.
+        formula: how it is computed.
+        baselines: what stands beside it, of `BASELINES` -> how that is computed.
     """
 
     title: str
     compared: str
     unit: str
     guide: str
-    baselines: dict[str, str]
+    formula: Formula
+    baselines: dict[str, Formula] = field(default_factory=dict)
+
+
+def _ranks(function: str, of: str, other: str, **options: Any) -> Formula:
+    """A metric of two rankings of demonstration tokens, or of whole demonstrations."""
+    reads = {"x": f"icl.{of}_weights", "y": f"{other}.{of}_weights", "mask": f"{of}_mask"}
+    return Formula(function, reads, options)
+
+
+_OUT = {"zsl": "zsl.attn_out", "ft": "ft.attn_out", "icl": "icl.attn_out"}
+_MAPS = {"zsl": "zsl.scores", "ft": "ft.scores", "icl": "icl.scores", "mask": "query_mask"}
+TOP_TOKENS, TOP_EXAMPLES = 100, 5
 
 
 SIMILARITIES = {
@@ -36,14 +64,27 @@ SIMILARITIES = {
         "the cosine between what ICL and what FT add to a layer's zero-shot attention output, each "
         "output scaled to length 1 first. 1: the same direction; 0: unrelated; -1: opposite. Look "
         "at the untrained models: scaling first raises the score even there.",
-        {"random_update": "sim_aou_random"},
+        Formula("sim_aou", _OUT),
+        {
+            # The update is added to the outputs as they are scaled.
+            "random_update": Formula(
+                "sim_aou",
+                {"zsl": "zsl.unit_out", "ft": "random.unit_out", "icl": "icl.unit_out"},
+                {"normalize": False},
+            )
+        },
     ),
     "sim_aou_unnormalized": Metric(
         "SimAOU, not normalised",
         "attention output updates, outputs not scaled",
         "Cosine",
         "the same without the scaling, which is the fairer of the two. Read it like SimAOU.",
-        {"random_update": "sim_aou_unnormalized_random"},
+        Formula("sim_aou", _OUT, {"normalize": False}),
+        {
+            "random_update": Formula(
+                "sim_aou", _OUT | {"ft": "random.attn_out"}, {"normalize": False}
+            )
+        },
     ),
     "sim_am": Metric(
         "SimAM",
@@ -52,7 +93,12 @@ SIMILARITIES = {
         "the cosine between the attention scores of ICL and FT over the query's own tokens, for "
         "each head. 1: the same map; 0: unrelated. Both share the zero-shot map, so it is high "
         "anyway: only the gain over before finetuning (ZSL in FT's place) says something.",
-        {"before_finetuning": "sim_am_before"},
+        Formula("sim_am", {"icl": "icl.scores", "other": "ft.scores", "mask": "query_mask"}),
+        {
+            "before_finetuning": Formula(
+                "sim_am", {"icl": "icl.scores", "other": "zsl.scores", "mask": "query_mask"}
+            )
+        },
     ),
     "sim_am_delta": Metric(
         "SimAM-delta",
@@ -60,7 +106,8 @@ SIMILARITIES = {
         "Cosine",
         "the cosine between how ICL and how FT change the zero-shot attention scores. 1: the same "
         "change; 0: unrelated. Look at the random update and at the untrained models.",
-        {"random_update": "sim_am_delta_random"},
+        Formula("sim_am_delta", _MAPS),
+        {"random_update": Formula("sim_am_delta", _MAPS | {"ft": "random.scores"})},
     ),
     "kendall": Metric(
         "Kendall, tokens",
@@ -69,7 +116,8 @@ SIMILARITIES = {
         "whether ICL's attention and FT's update rank the demonstration tokens alike. 1: the same "
         "order; 0: unrelated orders; -1: reversed. Look at the random weights and at the untrained "
         "models.",
-        {"random_weights": "kendall_random"},
+        _ranks("kendall_tau", "token", "ft"),
+        {"random_weights": _ranks("kendall_tau", "token", "random")},
     ),
     "kendall_example": Metric(
         "Kendall, demonstrations",
@@ -78,7 +126,8 @@ SIMILARITIES = {
         "the same with the weight of each whole demonstration. Longer demonstrations tend to "
         "get more weight in any setting, which can lift even random weights above 0: compare with "
         "those and with the untrained models.",
-        {"random_weights": "kendall_example_random"},
+        _ranks("kendall_tau", "example", "ft"),
+        {"random_weights": _ranks("kendall_tau", "example", "random")},
     ),
     "recall_tokens": Metric(
         "Recall, tokens",
@@ -86,14 +135,16 @@ SIMILARITIES = {
         "Share, 0 to 1",
         "the share of the 100 tokens with the most weight in ICL that are among FT's 100. 1: all; "
         "0: none. Chance is far above 0 (100 of all tokens): compare with the random weights.",
-        {"random_weights": "recall_tokens_random"},
+        _ranks("topk_recall", "token", "ft", k=TOP_TOKENS),
+        {"random_weights": _ranks("topk_recall", "token", "random", k=TOP_TOKENS)},
     ),
     "recall_examples": Metric(
         "Recall, demonstrations",
         "ICL's top 5 demonstrations in FT's top 5",
         "Share, 0 to 1",
         "the same for the 5 demonstrations with the most weight; here chance is higher still.",
-        {"random_weights": "recall_examples_random"},
+        _ranks("topk_recall", "example", "ft", k=TOP_EXAMPLES),
+        {"random_weights": _ranks("topk_recall", "example", "random", k=TOP_EXAMPLES)},
     ),
     "sim_update": Metric(
         "SimUpdate",
@@ -104,9 +155,13 @@ SIMILARITIES = {
         "over the query's own tokens. 1: the same update; 0: unrelated. Look at the untrained "
         "models. update_share in results.json is each update's share of the norm, beside the "
         "zero-shot map's.",
-        {"random_icl": "sim_update_random"},
+        Formula("", {"": "update.cosine"}),
+        {"random_icl": Formula("", {"": "update.cosine_random"})},
     ),
 }
+
+# How far finetuning goes from the zero-shot model: beside every similarity, which grows with it.
+STEPS: dict[str, Metric] = {}
 
 
 @dataclass(frozen=True)
@@ -116,18 +171,34 @@ class Baseline:
     Attributes:
         title: what it is called.
         style: how figures draw it (`reports.plots`).
+        suffix: of its array in examples.npz, after the metric's name.
     """
 
     title: str
     style: str
+    suffix: str
 
 
 BASELINES = {
-    "random_update": Baseline("random update", "base dot"),
-    "random_weights": Baseline("random weights", "base dot"),
-    "random_icl": Baseline("random in ICL's place", "base dot"),
-    "before_finetuning": Baseline("before finetuning", "base"),
+    "random_update": Baseline("random update", "base dot", "random"),
+    "random_weights": Baseline("random weights", "base dot", "random"),
+    "random_icl": Baseline("random in ICL's place", "base dot", "random"),
+    "before_finetuning": Baseline("before finetuning", "base", "before"),
 }
+
+
+def array_of(metric: str, baseline: str = "") -> str:
+    """The name of a metric's array in examples.npz, or of a baseline's beside it."""
+    return f"{metric}_{BASELINES[baseline].suffix}" if baseline else metric
+
+
+def formulas() -> dict[str, Formula]:
+    """Every array that is computed of each example, by its name."""
+    found = {}
+    for name, metric in (SIMILARITIES | STEPS).items():
+        found[array_of(name)] = metric.formula
+        found |= {array_of(name, b): formula for b, formula in metric.baselines.items()}
+    return found
 
 
 @dataclass(frozen=True)

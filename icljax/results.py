@@ -132,6 +132,7 @@ class Measures:
         accuracy_calibrated: None where every example has its own candidates.
         f2t: cases (seeds x examples) where ZSL is wrong and FT and ICL are right.
         similarities: by their names in the catalog.
+        steps: how far finetuning goes, by their names in the catalog.
         update_share: of "icl" and "ft", the update's share of the norm beside W_ZSL.
         differences: paired; of "accuracy" by pairs of settings ("icl_zsl"), of a similarity by its
             baselines.
@@ -143,6 +144,7 @@ class Measures:
     agreement: Agreement = Agreement()
     f2t: Count
     similarities: dict[str, Similarity]
+    steps: dict[str, Series] = field(default_factory=dict)
     update_share: dict[str, Series] = field(default_factory=dict)
     differences: dict[str, dict[str, Estimate]] = field(default_factory=dict)
 
@@ -195,7 +197,7 @@ class DoseResponse:
 
     Attributes:
         diverged: seeds whose run diverged.
-        similarity: by name; Series without intervals of layers.
+        similarity, steps: by name; Series without intervals of layers.
     """
 
     examples: int
@@ -205,6 +207,7 @@ class DoseResponse:
     accuracy: tuple[Estimate, ...]
     training_loss: tuple[Estimate, ...]
     similarity: dict[str, tuple[Similarity, ...]]
+    steps: dict[str, tuple[Series, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

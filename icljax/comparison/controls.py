@@ -117,10 +117,10 @@ def _compared(
     # No training token has a part in this change, so there is nothing to rank.
     ranks = {
         field: np.full_like(values, np.nan)
-        for field, values in out.similarity._asdict().items()
+        for field, values in out.similarity.items()
         if field.startswith(("kendall", "recall"))
     }
-    return dataclasses.replace(out, similarity=out.similarity._replace(**ranks))
+    return dataclasses.replace(out, similarity={**out.similarity, **ranks})
 
 
 # What a control compares: weights on demonstrations, and what seeds' runs learned.

@@ -18,6 +18,7 @@ from icljax.comparison.store import Run, Store
 from icljax.data.prompts import Queries
 from icljax.errors import UserError
 from icljax.runtime.chunks import Arrays, Chunks
+from icljax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Dose:
 
     Attributes:
         correct: bool [R, rates, N].
-        by_example: field of `pairs.Similarity` -> float32 [R, rates, N], mean over layers.
+        by_example: name in `pairs.Similarity` -> float32 [R, rates, N], mean over layers.
         by_layer: the same -> float32 [R, rates, L], mean over examples (and heads, in both).
     """
 
@@ -146,7 +147,7 @@ def reader(
 def _reduced(similarity: Similarity) -> Arrays:
     """Means over layers and over examples of [runs, N, L] (and heads): a whole grid is large."""
     out = {}
-    for name, values in similarity._asdict().items():
+    for name, values in similarity.items():
         values = values if values.ndim == 3 else mean_of_finite(values, -1)
         out[f"example/{name}"] = mean_of_finite(values, 2).astype(np.float32)
         out[f"layer/{name}"] = mean_of_finite(values, 1).astype(np.float32)
@@ -165,7 +166,7 @@ def _dose(pieces: list[Arrays], num_seeds: int, finite: np.ndarray) -> Dose:
     return Dose(whole["correct"] & finite[..., None], part("example/"), part("layer/"))
 
 
-def mean_of_finite(values: np.ndarray, axis: int) -> np.ndarray:
+def mean_of_finite(values: Array, axis: int) -> np.ndarray:
     """Mean over finite entries; NaN where there is none (without NumPy's warning)."""
     finite = np.isfinite(values)
     count = finite.sum(axis)

@@ -5,48 +5,21 @@ Q demonstrations, Y answers; letters of the records as in icljax/models/decoder.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from icljax import metrics
+from icljax import catalog, metrics
+from icljax.catalog import Formula
 from icljax.comparison.forward import Records
 from icljax.models.decoder import Rope, State, rotate
 from icljax.types import Array
 
 _TINY = 1e-30
-TOP_TOKENS = 100
-TOP_EXAMPLES = 5
-
-
-class Similarity(NamedTuple):
-    """Every similarity of ICL and FT and its baseline, float32 [N, L] each.
-
-    `_random` fields put a seeded random vector in the place of what finetuning gave
-    (`sim_update_random`: of what ICL gave). Fields of `update` are [N, L, G].
-    """
-
-    sim_aou: Array
-    sim_aou_random: Array
-    sim_aou_unnormalized: Array
-    sim_aou_unnormalized_random: Array
-    sim_am_before: Array
-    sim_am_after: Array
-    sim_am_delta: Array
-    sim_am_delta_random: Array
-    kendall: Array
-    kendall_random: Array
-    kendall_example: Array
-    kendall_example_random: Array
-    recall_tokens: Array
-    recall_tokens_random: Array
-    recall_examples: Array
-    recall_examples_random: Array
-    sim_update: Array
-    sim_update_random: Array
-    update_share_icl: Array
-    update_share_ft: Array
+# By `NAMES`: float32 [N, L]; [N, L, G] of what there is for each head, [N, 1] without layers.
+Similarity = Mapping[str, Array]
+NAMES = (*catalog.formulas(), "update_share_icl", "update_share_ft")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,33 +64,74 @@ def similarity(
     query_mask: jax.Array,
     draws: Draws,
 ) -> Similarity:
-    """All similarities of method section "metrics" for one seed.
+    """All that the catalog has a formula for (method section "metrics"), for one seed.
 
     Args:
         query_mask: bool [N, S], each query's own tokens.
     """
+    arrays = recorded(zsl, icl, ft, training, query_mask, draws)
+
+    def computed(formula: Formula) -> Array:
+        arguments = {name: arrays[array] for name, array in formula.reads.items()}
+        if not formula.function:
+            (value,) = arguments.values()
+            return value
+        value = getattr(metrics, formula.function)(**arguments, **formula.options)
+        return value[:, None] if value.ndim == 1 else value
+
+    out = {name: computed(formula) for name, formula in catalog.formulas().items()}
+    out |= {f"update_share_{s}": arrays[f"update.share_{s}"] for s in ("icl", "ft")}
+    return out
+
+
+def recorded(
+    zsl: Records,
+    icl: Records,
+    ft: Records,
+    training: TrainingTokens,
+    query_mask: jax.Array,
+    draws: Draws,
+) -> dict[str, Array]:
+    """What the catalog's formulas read, by name; "random": a random change in FT's place.
+
+    Shapes: attn_out [N, L, D], scores [N, L, H, S], token_weights [N, L, C], example_weights
+    [N, L, Q], logprob [N, Y], update [N, L, G]; masks are True where there is something.
+    """
     z, i, f = zsl.attention, icl.attention, ft.attention
-    update, update_scores, weights = _random_like(
-        draws, (z.attn_out, z.scores_query, icl_weights(icl.scores_state, training))
+    weights = icl_weights(icl.scores_state, training)
+    random, random_scores, random_weights = _random_like(
+        draws, (z.attn_out, z.scores_query, weights)
     )
-    random_ft, random_scores = z.attn_out + update, z.scores_query + update_scores
-    mask = query_mask[:, None, :]
-    return Similarity(
-        sim_aou=metrics.sim_aou(z.attn_out, f.attn_out, i.attn_out),
-        sim_aou_random=_sim_aou_of_update(z.attn_out, update, i.attn_out),
-        sim_aou_unnormalized=metrics.sim_aou(z.attn_out, f.attn_out, i.attn_out, normalize=False),
-        sim_aou_unnormalized_random=metrics.sim_aou(
-            z.attn_out, random_ft, i.attn_out, normalize=False
-        ),
-        sim_am_before=metrics.sim_am(i.scores_query, z.scores_query, mask),
-        sim_am_after=metrics.sim_am(i.scores_query, f.scores_query, mask),
-        sim_am_delta=metrics.sim_am_delta(z.scores_query, f.scores_query, i.scores_query, mask),
-        sim_am_delta_random=metrics.sim_am_delta(
-            z.scores_query, random_scores, i.scores_query, mask
-        ),
-        **_training_similarity(icl.scores_state, f.query, weights, training),
+    tokens = {
+        "icl": weights,
+        "ft": metrics.finetuning_attention(training.queries, f.query),
+        "random": random_weights,
+    }
+    count = training.num_demonstrations
+    return {
+        "zsl.logprob": zsl.logprob,
+        "ft.logprob": ft.logprob,
+        "zsl.attn_out": z.attn_out,
+        "icl.attn_out": i.attn_out,
+        "ft.attn_out": f.attn_out,
+        "random.attn_out": z.attn_out + random,
+        "zsl.unit_out": _unit(z.attn_out),
+        "icl.unit_out": _unit(i.attn_out),
+        "random.unit_out": _unit(z.attn_out) + random,
+        "zsl.scores": z.scores_query,
+        "icl.scores": i.scores_query,
+        "ft.scores": f.scores_query,
+        "random.scores": z.scores_query + random_scores,
+        "query_mask": query_mask[:, None, :],
+        **{f"{name}.token_weights": w for name, w in tokens.items()},
+        **{
+            f"{name}.example_weights": metrics.example_attention(w, training.example, count)
+            for name, w in tokens.items()
+        },
+        "token_mask": (training.example >= 0)[None, None, :],
+        "example_mask": (jnp.arange(count) <= jnp.max(training.example))[None, None, :],
         **_update_similarity(zsl, ft, training.update, query_mask, draws.seed_key),
-    )
+    }
 
 
 def demonstration_update(
@@ -167,10 +181,10 @@ def _update_similarity(
             return inner / jnp.maximum(size_ft * _size(other)[None, None], _TINY)
 
         return {
-            "sim_update": cosine(icl),
-            "sim_update_random": cosine(random),
-            "update_share_icl": size_icl / jnp.maximum(size_icl + size_zsl, _TINY),
-            "update_share_ft": size_ft / jnp.maximum(size_ft + size_zsl, _TINY),
+            "update.cosine": cosine(icl),
+            "update.cosine_random": cosine(random),
+            "update.share_icl": size_icl / jnp.maximum(size_icl + size_zsl, _TINY),
+            "update.share_ft": size_ft / jnp.maximum(size_ft + size_zsl, _TINY),
         }
 
     random = jax.random.normal(key, update.shape)
@@ -200,45 +214,5 @@ def _random_like(draws: Draws, shapes: tuple[jax.Array, ...]) -> tuple[jax.Array
     return jax.vmap(draw)(draws.keys)
 
 
-def _sim_aou_of_update(zsl: jax.Array, update: jax.Array, icl: jax.Array) -> jax.Array:
-    """SimAOU with a given update of the normalised zero-shot output in finetuning's place."""
-
-    def unit(x: jax.Array) -> jax.Array:
-        return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-
-    return metrics.sim_aou(unit(zsl), unit(zsl) + update, unit(icl), normalize=False)
-
-
-def _training_similarity(
-    scores_state: jax.Array,
-    ft_query: jax.Array,
-    random: jax.Array,
-    training: TrainingTokens,
-) -> dict[str, jax.Array]:
-    """Kendall and recall, over tokens and over demonstrations."""
-    mask, num_demonstrations = training.example >= 0, training.num_demonstrations
-    used = jnp.arange(num_demonstrations) <= jnp.max(training.example)
-    weights = {
-        "icl": icl_weights(scores_state, training),
-        "": metrics.finetuning_attention(training.queries, ft_query),
-        "_random": random,
-    }
-    examples = {
-        name: metrics.example_attention(w, training.example, num_demonstrations)
-        for name, w in weights.items()
-    }
-    out = {}
-    for suffix in ("", "_random"):
-        out["kendall" + suffix] = metrics.kendall_tau(
-            weights["icl"], weights[suffix], mask[None, None, :]
-        )
-        out["kendall_example" + suffix] = metrics.kendall_tau(
-            examples["icl"], examples[suffix], used[None, None, :]
-        )
-        out["recall_tokens" + suffix] = metrics.topk_recall(
-            weights["icl"], weights[suffix], TOP_TOKENS, mask[None, None, :]
-        )
-        out["recall_examples" + suffix] = metrics.topk_recall(
-            examples["icl"], examples[suffix], TOP_EXAMPLES, used[None, None, :]
-        )
-    return out
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -110,7 +110,7 @@ def compare_settings(
     example, where = slots_in_order(queries)
     whole = {k: np.concatenate([c[k] for c in collected])[:num_seeds, where] for k in collected[0]}
     zsl, icl, ft = whole.pop("zsl")[0], whole.pop("icl"), whole.pop("ft")
-    return Comparison(example, zsl, icl, ft, Similarity(**whole))
+    return Comparison(example, zsl, icl, ft, whole)
 
 
 def _prepare(
@@ -130,7 +130,7 @@ def _compare_batch(
     devices = subject.programs.devices
     there, seeds = devices.put(batch, DATA), devices.put(group)
     zsl, (icl, ft, similarity) = subject.programs.compare(subject.params, *prepared(), there, seeds)
-    out = {"zsl": np.asarray(zsl)[None], "icl": icl, "ft": ft, **similarity._asdict()}
+    out = {"zsl": np.asarray(zsl)[None], "icl": icl, "ft": ft, **similarity}
     return {name: np.asarray(x) for name, x in out.items()}
 
 

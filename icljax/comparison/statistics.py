@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 import icljax
 from icljax import checkpoints, metrics, results
-from icljax.catalog import CONTROLS, SIMILARITIES
+from icljax.catalog import CONTROLS, SIMILARITIES, STEPS, array_of
 from icljax.comparison import answers
 from icljax.comparison.grid import Chosen, mean_of_finite
 from icljax.comparison.inputs import Inputs
@@ -59,7 +59,7 @@ def example_arrays(job: Inputs, comparison: Comparison) -> dict[str, np.ndarray]
         "logprob_zsl": c.logprob_zsl,
         "logprob_icl": c.logprob_icl,
         "logprob_ft": c.logprob_ft,
-        **c.similarity._asdict(),
+        **c.similarity,
     }
 
 
@@ -186,33 +186,30 @@ def measure(
         for kind, right in kinds.items()
     }
     subset = ~correct["zsl"] & correct["ft"] & correct["icl"]
-    fields = _similarity_fields(arrays)
 
-    def of(field: str) -> Series:
-        return series(fields[field], resamples, subset)
+    def of(metric: str, baseline: str = "") -> Series:
+        return series(arrays[array_of(metric, baseline)], resamples, subset)
 
-    measured = {n: m for n, m in SIMILARITIES.items() if np.isfinite(fields[n]).any()}
+    measured = {n: m for n, m in SIMILARITIES.items() if np.isfinite(arrays[n]).any()}
     return Measures(
         **shares,
         rec2ftp=recall(correct, resamples),
         agreement=agreement(correct, arrays, resamples),
         f2t=results.Count(count=int(subset.sum()), of=int(subset.size)),
         similarities={
-            n: Similarity(**vars(of(n)), baselines={k: of(f) for k, f in m.baselines.items()})
+            n: Similarity(**vars(of(n)), baselines={b: of(n, b) for b in m.baselines})
             for n, m in measured.items()
         },
-        update_share={s: of(f"update_share_{s}") for s in ("icl", "ft")},
+        steps={n: of(n) for n in STEPS if n in arrays},
+        update_share={
+            s: series(arrays[f"update_share_{s}"], resamples, subset) for s in ("icl", "ft")
+        },
         differences={kind: _accuracy_differences(c, resamples) for kind, c in kinds.items()}
         | {
-            n: {k: difference(fields[n], fields[f], resamples) for k, f in m.baselines.items()}
+            n: {b: difference(arrays[n], arrays[array_of(n, b)], resamples) for b in m.baselines}
             for n, m in measured.items()
         },
     )
-
-
-def _similarity_fields(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Similarities by the names of the catalog."""
-    return arrays | {"sim_am": arrays["sim_am_after"]}
 
 
 def average(values: np.ndarray, resamples: Resamples) -> Estimate:
@@ -372,9 +369,8 @@ def _comparable(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         f"accuracy_{s}": np.broadcast_to(arrays[f"pred_{s}"] == arrays["label"], shape)
         for s in ("zsl", "icl", "ft")
     }
-    fields = _similarity_fields(arrays)
     return {k: v.astype(np.float32) for k, v in right.items()} | {
-        n: fields[n] for n in SIMILARITIES
+        n: arrays[n] for n in SIMILARITIES
     }
 
 
@@ -392,14 +388,14 @@ def dose_response(config: ConfigDict, job: Inputs, chosen: Chosen) -> DoseRespon
         mean = average(values[:, rate], resamples) if converged[:, rate].all() else results.UNKNOWN
         return _with_spread(mean, mean_of_finite(values[:, rate], 1))
 
-    def of_field(field: str, rate: int) -> Series:
+    def of_metric(metric: str, rate: int, baseline: str = "") -> Series:
+        field = array_of(metric, baseline)
         layers = _numbers(dose.by_layer[field][:, rate].mean(0))
         return Series(**vars(of(dose.by_example[field], rate)), per_layer=layers)
 
     def similarity(name: str, rate: int) -> Similarity:
-        baselines = {k: of_field(f, rate) for k, f in SIMILARITIES[name].baselines.items()}
-        own = of_field("sim_am_after" if name == "sim_am" else name, rate)
-        return Similarity(**vars(own), baselines=baselines)
+        baselines = {b: of_metric(name, rate, b) for b in SIMILARITIES[name].baselines}
+        return Similarity(**vars(of_metric(name, rate)), baselines=baselines)
 
     correct = np.where(converged[..., None], dose.correct, np.nan)
     return DoseResponse(
@@ -412,6 +408,7 @@ def dose_response(config: ConfigDict, job: Inputs, chosen: Chosen) -> DoseRespon
             Estimate(mean=_number(loss.mean()), per_seed=_numbers(loss)) for loss in chosen.loss.T
         ),
         similarity={n: tuple(similarity(n, rate) for rate in every_rate) for n in SIMILARITIES},
+        steps={n: tuple(of_metric(n, rate) for rate in every_rate) for n in STEPS},
     )
 
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from icljax.attention.mixing import LEARNABLE
+from icljax.comparison import pairs
 from icljax.comparison.finetune import Finetuned, Learned, kv_params_of
 from icljax.comparison.inputs import Inputs
 from icljax.comparison.pairs import Similarity
@@ -245,7 +246,7 @@ def _read(queries: Queries, count: int) -> tuple[Any, Similarity]:
     """Log-probabilities and similarities of a batch, for so many runs or seeds."""
     slots, candidates = queries.example.size, queries.target.shape[2]
     one = _zeros(count, slots, 1)
-    return _zeros(count, slots, candidates), Similarity(*(one for _ in Similarity._fields))
+    return _zeros(count, slots, candidates), dict.fromkeys(pairs.NAMES, one)
 
 
 def _compare(queries: Queries, count: int) -> tuple[Any, tuple[Any, Any, Similarity]]:

@@ -13,7 +13,7 @@ import pytest
 
 from icljax import checkpoints
 from icljax.comparison import finetune
-from icljax.comparison.pairs import Similarity
+from icljax.comparison.pairs import NAMES
 from icljax.comparison.programs import Subject, make_programs
 from icljax.comparison.reading import compare_settings
 from icljax.data import prompts
@@ -113,11 +113,11 @@ def test_numbers_do_not_depend_on_the_company(model, chosen, packing):
         a = getattr(ours, field)[..., order, :]
         b = getattr(all_of_them, field)[..., chosen, :][..., : a.shape[-1]]
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=0, err_msg=field)
-    for field in Similarity._fields:
+    for field in NAMES:
         if "random" in field:
             continue
-        a = getattr(ours.similarity, field)[:, order]
-        b = getattr(all_of_them.similarity, field)[:, chosen]
+        a = ours.similarity[field][:, order]
+        b = all_of_them.similarity[field][:, chosen]
         atol = 0.01 if field.startswith(RANKS) else 1e-5
         np.testing.assert_allclose(a, b, atol=atol, rtol=0, err_msg=field)
 
@@ -125,7 +125,7 @@ def test_numbers_do_not_depend_on_the_company(model, chosen, packing):
 def test_every_number_is_one(model):
     """Whatever the text, as long as it has a token."""
     _, whole = model
-    for field, values in whole().similarity._asdict().items():
+    for field, values in whole().similarity.items():
         assert np.isfinite(values).all(), field
     np.testing.assert_allclose(
         *(whole().logprob_icl[:, list(ODD).index(name)] for name in ("repeated", "again")),

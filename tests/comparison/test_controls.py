@@ -50,7 +50,7 @@ def test_the_grid_keeps_what_a_comparison_of_the_chosen_run_gives(started):
     at = np.arange(3), chosen.rate_index
     right = same.logprob_ft.argmax(-1) == started[2].inputs.selection_labels
     np.testing.assert_array_equal(chosen.dose.correct[at], right)
-    for name, values in same.similarity._asdict().items():
+    for name, values in same.similarity.items():
         values = values.mean(-1) if values.ndim == 4 else values
         atol = 0.02 if name.startswith(("kendall", "recall")) else 2e-5
         for kept, axis in ((chosen.dose.by_example, 2), (chosen.dose.by_layer, 1)):
@@ -66,8 +66,8 @@ def test_controls_of_the_update(started):
     for comparison in got.values():
         np.testing.assert_allclose(comparison.logprob_icl, own.logprob_icl, atol=1e-5)
         assert np.abs(comparison.logprob_ft - own.logprob_ft).max() > 1e-3
-        assert np.isnan(comparison.similarity.kendall).all()
-        assert np.isfinite(comparison.similarity.sim_aou).all()
+        assert np.isnan(comparison.similarity["kendall"]).all()
+        assert np.isfinite(comparison.similarity["sim_aou"]).all()
     rolled = np.roll(own.logprob_ft, -1, 0)  # the next seed's finetuned model
     np.testing.assert_allclose(got["other_seed"].logprob_ft, rolled, atol=1e-5)
 

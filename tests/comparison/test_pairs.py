@@ -47,11 +47,11 @@ def test_update_similarity_equals_the_matrices(by):
     of_zsl = np.linalg.norm(base, axis=(-1, -2))
     cosine = np.sum(change * np.asarray(update), (-1, -2)) / (size * of_icl)
     # float32 keys themselves carry the small change with a relative error of 1e-3.
-    np.testing.assert_allclose(got["sim_update"], cosine, atol=2e-3 if by < 1 else 1e-5)
-    np.testing.assert_allclose(got["update_share_ft"], size / (size + of_zsl), rtol=2e-3)
-    np.testing.assert_allclose(got["update_share_icl"], of_icl / (of_icl + of_zsl), rtol=1e-5)
-    assert got["sim_update_random"].shape == (B * A, L, G)
-    assert np.abs(got["sim_update_random"]).mean() < 0.6
+    np.testing.assert_allclose(got["update.cosine"], cosine, atol=2e-3 if by < 1 else 1e-5)
+    np.testing.assert_allclose(got["update.share_ft"], size / (size + of_zsl), rtol=2e-3)
+    np.testing.assert_allclose(got["update.share_icl"], of_icl / (of_icl + of_zsl), rtol=1e-5)
+    assert got["update.cosine_random"].shape == (B * A, L, G)
+    assert np.abs(got["update.cosine_random"]).mean() < 0.6
 
 
 def test_the_same_update_has_cosine_one():
@@ -61,8 +61,8 @@ def test_the_same_update_has_cosine_one():
     got = pairs._update_similarity(
         zsl, ft, jnp.asarray(change, jnp.float32), mask, jax.random.key(0)
     )
-    np.testing.assert_allclose(got["sim_update"][1], 1, atol=1e-4)
-    assert np.abs(got["sim_update"][0]).max() < 0.99
+    np.testing.assert_allclose(got["update.cosine"][1], 1, atol=1e-4)
+    assert np.abs(got["update.cosine"][0]).max() < 0.99
 
 
 def test_demonstration_update_stands_in_the_zero_shot_frame():

@@ -19,7 +19,7 @@ from icljax.experiments import config as config_lib
 from icljax.runtime import workdir
 from tests.conftest import write_folder
 
-SIMILARITIES = ("sim_aou", "sim_aou_random", "sim_am_before", "sim_am_after")
+SIMILARITIES = ("sim_aou", "sim_aou_random", "sim_am_before", "sim_am")
 RANKS = ("kendall", "kendall_random")
 
 

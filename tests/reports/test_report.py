@@ -16,7 +16,7 @@ from icljax import results
 from icljax.catalog import CONTROL_KINDS, CONTROLS, SETTINGS, SIMILARITIES
 from icljax.comparison import statistics
 from icljax.comparison.grid import Chosen, Dose
-from icljax.comparison.pairs import Similarity
+from icljax.comparison.pairs import NAMES
 from icljax.comparison.reading import Comparison
 from icljax.data.tasks import get_task
 from icljax.experiments import config as config_lib
@@ -49,7 +49,7 @@ def make_comparison(seed=0, examples=EXAMPLES, kind="data"):
             return np.full(shape, np.nan, np.float32)
         return rng.uniform(-0.2, 0.9, shape).astype(np.float32)
 
-    fields = Similarity(*(similarity(name) for name in Similarity._fields))
+    fields = {name: similarity(name) for name in NAMES}
     return Comparison(np.arange(examples), logprob["zsl"], logprob["icl"], logprob["ft"], fields)
 
 
@@ -60,10 +60,10 @@ def make_dose(rng):
     converged[0, -1] = False
 
     def fields(last):
-        values = (rng.uniform(-0.2, 0.9, (*shape, last)) for _ in Similarity._fields)
+        values = (rng.uniform(-0.2, 0.9, (*shape, last)) for _ in NAMES)
         return {
             name: np.where(converged[..., None], x, np.nan).astype(np.float32)
-            for name, x in zip(Similarity._fields, values, strict=True)
+            for name, x in zip(NAMES, values, strict=True)
         }
 
     correct = (rng.uniform(size=(*shape, SELECTION_EXAMPLES)) < 0.6) & converged[..., None]
@@ -207,7 +207,7 @@ def test_differences_are_of_the_same_examples_seeds_and_resamples(summary, array
     check_average(differences["accuracy"]["icl_zsl"], right["icl"] - right["zsl"])
     check_average(differences["accuracy"]["icl_ft"], right["icl"] - right["ft"])
     paired = differences["sim_am"]["before_finetuning"]
-    values = arrays["sim_am_after"] - arrays["sim_am_before"]
+    values = arrays["sim_am"] - arrays["sim_am_before"]
     check_average(paired, values.mean(-1))
     np.testing.assert_allclose(paired["per_seed"], values.mean((1, 2)), atol=2e-6)
 
@@ -249,8 +249,8 @@ def test_the_dose_response_is_of_every_rate_and_null_where_a_seed_diverged(summa
     for rate in (0, 1):
         check_average(given["accuracy"][rate], dose.correct[:, rate] * 1.0)
         series = given["similarity"]["sim_am"][rate]
-        check_average(series, dose.by_example["sim_am_after"][:, rate])
-        layers = dose.by_layer["sim_am_after"][:, rate].mean(0)
+        check_average(series, dose.by_example["sim_am"][:, rate])
+        layers = dose.by_layer["sim_am"][:, rate].mean(0)
         np.testing.assert_allclose(series["per_layer"], layers, atol=2e-6)
         before = series["baselines"]["before_finetuning"]
         check_average(before, dose.by_example["sim_am_before"][:, rate])
@@ -296,7 +296,7 @@ def test_similarities_and_what_they_are_compared_with(text, arrays):
     beside = {row[0]: row for row in table(text, "similarity", "baseline")}
     assert len(means) == len(beside) == len(SIMILARITIES)
     for name, metric in SIMILARITIES.items():
-        values = arrays["sim_am_after" if name == "sim_am" else name]
+        values = arrays[name]
         if values.ndim == 4:  # of every head
             values = values.mean(-1)
         other = arrays["sim_am_before" if name == "sim_am" else name + "_random"]
