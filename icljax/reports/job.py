@@ -3,7 +3,15 @@
 import json
 from collections.abc import Sequence
 
-from icljax.catalog import BASELINES, CONTROL_KINDS, CONTROLS, METHODS, SETTINGS, SIMILARITIES
+from icljax.catalog import (
+    BASELINES,
+    CONTROL_KINDS,
+    CONTROLS,
+    METHODS,
+    SETTINGS,
+    SIMILARITIES,
+    STEPS,
+)
 from icljax.reports import figures
 from icljax.reports.claims import (
     CAVEAT,
@@ -264,6 +272,7 @@ def _similarity_section(results: Results, drawn: dict[str, figures.Figure]) -> S
         Table("similarity", "", header, rows),
         text,
         Table("similarity-beside", "", header2, rows2, words=True),
+        _steps_table(results),
         _layers_text(results),
         drawn["similarity"],
         drawn["update"],
@@ -278,6 +287,20 @@ def _series_cells(series: Series) -> tuple[str, ...]:
         listed(series.per_seed),
         f"{number(series.f2t)} {interval(series.f2t_interval)}".strip(),
     )
+
+
+def _steps_table(results: Results) -> Table:
+    """How far finetuning goes, here and under each control: similarities grow with it."""
+    names = [name for name in STEPS if name in results.steps]
+    measured = {"this job": results.steps}
+    measured |= {CONTROLS[k].title: control.steps for k, control in results.controls.items()}
+    rows = [
+        row(title, *(estimate(steps[n]) if n in steps else "-" for n in names))
+        for title, steps in measured.items()
+    ]
+    notes = tuple(f"{STEPS[n].title}: {STEPS[n].compared}; {STEPS[n].guide}" for n in names)
+    header = ("", *(STEPS[n].title for n in names))
+    return Table("steps", "How far finetuning goes", header, rows if names else [], notes)
 
 
 def _comparison_cells(results: Results, name: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Learning rates in a report: what each gives, and how they and the seed were selected."""
 
-from icljax.catalog import SIMILARITIES
+from icljax.catalog import SIMILARITIES, STEPS
 from icljax.reports import figures
 from icljax.reports.claims import (
     highest_and_best,
@@ -58,8 +58,9 @@ def dose_section(results: Results, drawn: dict[str, figures.Figure]) -> Section:
         chosen = plural(results.selection.learning_rate.count(at), "seed")
         loss = number(dose.training_loss[i].mean, 2)
         cells = (estimate(dose.similarity[n][i]) for n in names)
-        rows.append(row(rate(at), chosen, text, loss, *cells))
-    titles = (SIMILARITIES[n].title for n in names)
+        steps = (estimate(curve[i]) for curve in dose.steps.values())
+        rows.append(row(rate(at), chosen, text, loss, *cells, *steps))
+    titles = [*(SIMILARITIES[n].title for n in names), *(STEPS[n].title for n in dose.steps)]
     header = ("learning rate", "chosen for", "FT accuracy, %", "training loss", *titles)
     return section(
         "dose",
