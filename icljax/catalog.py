@@ -161,7 +161,24 @@ SIMILARITIES = {
 }
 
 # How far finetuning goes from the zero-shot model: beside every similarity, which grows with it.
-STEPS: dict[str, Metric] = {}
+STEPS = {
+    "step_output": Metric(
+        "Step of attention outputs",
+        "||FT - ZSL|| / ||ZSL|| of attention outputs",
+        "Ratio",
+        "how far finetuning moves a layer's attention output, beside its zero-shot norm. 0: not at "
+        "all; 1: by as much as the output itself.",
+        Formula("relative_change", {"start": "zsl.attn_out", "end": "ft.attn_out"}),
+    ),
+    "step_answers": Metric(
+        "Step of answers",
+        "KL(FT || ZSL) of the answer distribution",
+        "Nats",
+        "how far finetuning moves the distribution over the answers from the zero-shot one. 0: not "
+        "at all.",
+        Formula("kl_divergence", {"logp": "ft.logprob", "logq": "zsl.logprob"}),
+    ),
+}
 
 
 @dataclass(frozen=True)

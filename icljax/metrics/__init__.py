@@ -38,3 +38,5 @@ from icljax.metrics.similarity import random_update as random_update
 from icljax.metrics.similarity import sim_am as sim_am
 from icljax.metrics.similarity import sim_am_delta as sim_am_delta
 from icljax.metrics.similarity import sim_aou as sim_aou
+from icljax.metrics.steps import kl_divergence as kl_divergence
+from icljax.metrics.steps import relative_change as relative_change

@@ -536,3 +536,24 @@ def test_importing_the_metrics_brings_in_nothing_heavier_than_jax():
     heavy = {"flax", "optax", "scipy", "torch", "tensorflow_datasets", "ml_collections"}
     assert "jax" in (modules := set(loaded.stdout.split()))
     assert not heavy & modules
+
+
+# ------------------------------------------------------------------------------------------ steps
+
+
+def test_relative_change_is_the_step_beside_the_start():
+    start, end = np.array([[3.0, 4.0], [0.0, 0.0]]), np.array([[3.0, 1.0], [1.0, 0.0]])
+    np.testing.assert_allclose(metrics.relative_change(start, end), [3 / 5, np.nan])
+    with pytest.raises(UserError, match="shapes differ"):
+        metrics.relative_change(start, end[:1])
+
+
+def test_kl_divergence_is_scipys_and_passes_over_missing_candidates():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(2, 5, 4))
+    p, q = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    expected = stats.entropy(p, q, axis=-1)
+    np.testing.assert_allclose(metrics.kl_divergence(*scores), expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics.kl_divergence(scores[0], scores[0]), 0, atol=1e-6)
+    padded = np.concatenate([scores, np.full((2, 5, 1), -np.inf)], -1)
+    np.testing.assert_allclose(metrics.kl_divergence(*padded), expected, rtol=1e-5)
