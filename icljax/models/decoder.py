@@ -107,7 +107,7 @@ def _frequencies(rope: Rope, width: int) -> jax.Array:
     return frequency * (kept + (1 - kept) / rope.factor)
 
 
-def sinusoids(positions: Int[jax.Array, "B S"], width: int) -> Float[jax.Array, "B S {width}"]:
+def sinusoids(positions: Int[Array, "B S"], width: int) -> Float[jax.Array, "B S {width}"]:
     """Fixed positions, float32: sines, then cosines (fairseq's form).
 
     Vaswani et al. 2017 interleave them and divide by width / 2, not by width / 2 - 1.
@@ -147,7 +147,7 @@ class Attention(nn.Module):
         past: Past,
         prefix: Prefix | None,
         which: Int[jax.Array, ""],
-        at: Int[jax.Array, "B A"] | None,
+        at: Int[Array, "B A"] | None,
     ) -> tuple[Float[jax.Array, "B S D"], LayerOutput]:
         """The layer's output, and what it leaves."""
         c = self.config
@@ -197,7 +197,7 @@ class Attention(nn.Module):
         query: jax.Array,
         k: jax.Array,
         out: jax.Array,
-        at: jax.Array,
+        at: Array,
     ) -> AttentionRecord:
         batch, studied = at.shape
         q_at = take_positions(q, at).astype(jnp.float32)
@@ -255,7 +255,7 @@ class Block(nn.Module):
         valid: Bool[jax.Array, "T"] | None,
         positions: Int[jax.Array, "B S"],
         past: Past,
-        at: Int[jax.Array, "B A"] | None,
+        at: Int[Array, "B A"] | None,
     ) -> tuple[Float[jax.Array, "B S D"], Float[jax.Array, "B S D"], LayerOutput]:
         """The sum with attention's output, the layer's output, what it leaves."""
         which, layer_state = layer
@@ -299,7 +299,7 @@ class Decoder(nn.Module):
             self.unembed = nn.Dense(c.vocab_size, use_bias=c.unembed_bias, dtype=c.dtype)
 
     def embedded(
-        self, tokens: Int[jax.Array, "B S"], positions: Int[jax.Array, "B S"]
+        self, tokens: Int[Array, "B S"], positions: Int[Array, "B S"]
     ) -> Float[jax.Array, "B S D"]:
         """What enters the first layer."""
         c = self.config
@@ -314,12 +314,12 @@ class Decoder(nn.Module):
 
     def hidden(
         self,
-        tokens: Int[jax.Array, "B S"],
-        positions: Int[jax.Array, "B S"],
-        mask: Bool[jax.Array, "B S S"] | None = None,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"],
+        mask: Bool[Array, "B S S"] | None = None,
         state: State | None = None,
-        at: Int[jax.Array, "B A"] | None = None,
-        valid: Bool[jax.Array, "B S"] | None = None,
+        at: Int[Array, "B A"] | None = None,
+        valid: Bool[Array, "B S"] | None = None,
     ) -> Hidden:
         """Runs the layers.
 
@@ -335,7 +335,7 @@ class Decoder(nn.Module):
         c = self.config
         x = self.embedded(tokens, positions)
         start = 0 if state is None else state.length
-        past = Past(positions - start + 1, mask, valid)
+        past = Past(*jax.tree.map(jnp.asarray, (positions - start + 1, mask, valid)))
         which = jnp.arange(c.num_layers) % len(c.attention)
         layer_state = None if state is None else (state.keys, state.values, state.memory)
         state_valid = None if state is None else state.valid
@@ -354,9 +354,9 @@ class Decoder(nn.Module):
 
     def __call__(
         self,
-        tokens: Int[jax.Array, "B S"],
-        positions: Int[jax.Array, "B S"],
-        mask: Bool[jax.Array, "B S S"] | None = None,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"],
+        mask: Bool[Array, "B S S"] | None = None,
         state: State | None = None,
     ) -> Float[jax.Array, "B S V"]:
         """Logits, float32, of `hidden`'s arguments."""

@@ -107,7 +107,9 @@ def test_a_trained_model_is_a_model_of_the_main_job(done):
     result = json.loads((folder.parent / pretrain.RUN_RESULT).read_text())
     stream = np.load(path / "corpus" / "validation.npy")
     blocks = train.evaluation_batches(stream, 128, config.train.batch, config.eval.tokens)
-    loss = np.mean([train.mean_loss(Decoder(checkpoint.config), params, b) for b in blocks])
+    loss = np.mean(
+        [train.mean_loss(Decoder(checkpoint.config), params, b) for b in jnp.asarray(blocks)]
+    )
     assert np.exp(loss) == pytest.approx(result["perplexity"]["validation-128"], rel=1e-5)
 
 
