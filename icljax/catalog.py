@@ -248,7 +248,7 @@ CONTROLS = {
     ),
     "untrained_keep_embeddings": Control(
         "untrained except embeddings",
-        "untrained, emb. kept",
+        "embeddings kept",
         "the same, but embeddings and norms stay trained. A similarity as high as this needs no "
         "trained attention: that tokens are alike is enough.",
         "model",

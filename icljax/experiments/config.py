@@ -10,14 +10,8 @@ from icljax.catalog import CONTROLS, METHODS
 from icljax.data import tasks
 from icljax.errors import UserError
 
-# What a config runs: a module with run, show and validate.
-EXPERIMENTS = {
-    "compare": "icljax.experiments.compare",
-    "dual": "icljax.experiments.dual",
-    "regression": "icljax.experiments.regression",
-    "pretrain": "icljax.experiments.pretrain",
-    "sweep": "icljax.experiments.sweep",
-}
+# What a config runs: modules of this room with run, show and validate.
+EXPERIMENTS = ("compare", "dual", "regression", "pretrain", "sweep")
 
 
 def experiment_module(config: ConfigDict) -> str:
@@ -27,7 +21,7 @@ def experiment_module(config: ConfigDict) -> str:
         UserError: for an unknown experiment.
     """
     require(config, "experiment", EXPERIMENTS.__contains__, f"one of {', '.join(EXPERIMENTS)}")
-    return EXPERIMENTS[config.experiment]
+    return f"icljax.experiments.{config.experiment}"
 
 
 def default() -> ConfigDict:
@@ -35,8 +29,8 @@ def default() -> ConfigDict:
     config = ConfigDict()
     config.experiment = "compare"  # which of EXPERIMENTS
 
-    # What is studied. `template` and `answers` come from the task table (icljax/data/tasks.py) when
-    # empty; a task of your own names itself freely and fills both in.
+    # What is studied. `template` and `answers` come from the table of tasks (data/task_table.py)
+    # when empty; a task of your own names itself freely and fills both in.
     config.task = "mr"
     config.template = ""
     config.answers = ()
@@ -82,7 +76,7 @@ def default() -> ConfigDict:
 
 
 def of_task(task: str) -> ConfigDict:
-    """A job on a task of the table (icljax/data/tasks.py), from the source that is named there."""
+    """A job on a task of data/task_table.py, from the source that is named there."""
     config = default()
     config.task = task
     known = tasks.TASKS.get(task)  # an unknown one is the job's to refuse, in one line

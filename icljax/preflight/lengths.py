@@ -34,7 +34,7 @@ class Lengths:
 
 
 # Measured once over whole splits (AG News' train split: 4,000 of 120,000; IMDB: 1,000 of 25,000 of
-# each) with the templates of icljax/data/tasks.py and SmolLM2's byte-level BPE of 49,152 tokens.
+# each) with the templates of data/task_table.py and SmolLM2's byte-level BPE of 49,152 tokens.
 # Evaluated: the validation split, and the test split of Subj, AG News, TREC and IMDB.
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 LENGTHS = {
