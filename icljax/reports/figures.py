@@ -142,11 +142,11 @@ def _accuracy_figure(results: Results) -> Figure:
 # A letter for ZSL, ICL and FT, upper case where right; from all right to all wrong.
 _PATTERNS = {
     "ZIF": "all right",
-    "zIF": "ICL and FT: raises Rec2FTP",
+    "zIF": "ICL and FT (raises it)",
     "ZIf": "ZSL and ICL",
     "ZiF": "ZSL and FT",
     "zIf": "ICL alone",
-    "ziF": "FT alone: lowers Rec2FTP",
+    "ziF": "FT alone (lowers it)",
     "Zif": "ZSL alone",
     "zif": "none",
 }
@@ -184,7 +184,7 @@ def _agreement_figure(results: Results) -> Figure:
             plots.dots("How often two predict the same", alike, "share of examples, %"),
         ]
     title = "Which settings are right, and how often two agree"
-    return Figure("agreement", title, "Means over seeds with 95 % intervals.", panels)
+    return Figure("agreement", title, "Means over seeds with 95 % intervals. It: Rec2FTP.", panels)
 
 
 def _similarity_figure(results: Results) -> Figure:
