@@ -168,7 +168,7 @@ def test_an_unknown_control_is_refused(started, monkeypatch):
         controls.reinitialize(
             trained.subject.params, "fresh", trained.subject.programs.initialize, 0
         )
-    odd = catalog.Control("", "", "", "update")
+    odd = catalog.Control("", "", "", "update", "update")
     monkeypatch.setitem(catalog.CONTROLS, "shuffled_update", odd)
     with pytest.raises(UserError, match="update control is 'shuffled_update'; expected one of oth"):
         controls.compare(trained, ("update",), cfg, chunks, lambda _: None)

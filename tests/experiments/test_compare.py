@@ -16,6 +16,7 @@ from icljax.comparison import controls, inputs, memory, programs
 from icljax.errors import UserError
 from icljax.experiments import compare
 from icljax.experiments import config as config_lib
+from icljax.reports.markup import markdown_text
 from icljax.runtime import workdir
 from tests.conftest import write_folder
 
@@ -152,7 +153,7 @@ def test_batching_does_not_change_anything(done, tiny_folder, reviews, tmp_path,
             # Rounding may swap two near-equal tokens in a ranking.
             ranks = name.startswith(("kendall", "recall"))
             atol = 0.02 if ranks else 1e-4
-            np.testing.assert_allclose(a[name], b[name], atol=atol, err_msg=name)
+            np.testing.assert_allclose(a[name], b[name], atol=atol, rtol=1e-4, err_msg=name)
 
 
 def test_demonstrations_are_dropped_for_icl_and_ft_alike(tiny_folder, reviews):
@@ -333,7 +334,7 @@ def test_a_number_that_is_not_one_ends_the_job_and_spares_the_rest(
     (line,) = results["controls_left_out"]
     assert line.startswith("control untrained is left out: example ")
     assert "the finetuned model of seed 2 gives log-probabilities [nan, nan]" in line
-    assert line in (tmp_path / "a/report.md").read_text()
+    assert markdown_text(line) in (tmp_path / "a/report.md").read_text()
     assert "control untrained is left out" in (tmp_path / "console.txt").read_text()
 
     settings_compared = compare.compare_settings

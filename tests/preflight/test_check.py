@@ -131,7 +131,7 @@ def test_every_program_of_a_real_job_was_foreseen(tiny_folder, reviews, tmp_path
 
     make_programs = compare.make_programs
     monkeypatch.setattr(compare, "make_programs", recorded)
-    monkeypatch.setattr(compare.results, "example_arrays", end)
+    monkeypatch.setattr(compare.statistics, "example_arrays", end)
     with pytest.raises(EndOfJobError):
         compare.run(config, tmp_path / "job", Console(quiet=True))
 

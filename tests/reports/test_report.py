@@ -482,7 +482,7 @@ def test_the_dose_table_names_what_diverged(text):
         ["0.01", "1 seed"],
         ["0.1", "0 seeds"],
     ]
-    assert rows[2][2:] == ["1 of 2 seeds diverged", *["-"] * 7]
+    assert rows[2][2:] == ["1 of 2 seeds diverged", *["-"] * 9]
 
 
 def test_method_and_record_position_are_named(tmp_path, arrays):
