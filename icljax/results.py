@@ -398,6 +398,9 @@ def labelled(arrays: dict[str, np.ndarray], seeds: tuple[int, ...]) -> "xarray.D
         rest = ("answer",) if name.startswith("logprob") else ("layer", "head")
         return (lead + rest)[: arrays[name].ndim]
 
+    by_layer = {n: x for n, x in arrays.items() if x.ndim > 2 and not n.startswith("logprob")}
+    layers = max(x.shape[2] for x in by_layer.values())
+    # A number without layers, as of the answers, has a layer axis of one in the file.
+    arrays = arrays | {n: x[:, :, 0] for n, x in by_layer.items() if x.shape[2] < layers}
     dataset = xarray.Dataset({name: (axes(name), x) for name, x in arrays.items()})
-    layers = np.arange(1, dataset.sizes["layer"] + 1)
-    return dataset.assign_coords(seed=np.asarray(seeds), layer=layers)
+    return dataset.assign_coords(seed=np.asarray(seeds), layer=np.arange(1, layers + 1))

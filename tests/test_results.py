@@ -21,6 +21,7 @@ def folder(tmp_path_factory):
     """A finished job's folder."""
     path = tmp_path_factory.mktemp("job")
     arrays = statistics.example_arrays(make_job(), make_comparison())
+    arrays["step_answers"] = arrays["step_answers"][..., :1]  # as a job has it
     workdir.save_results(path, make_results(tmp_path_factory.mktemp("model"), arrays))
     workdir.save_examples(path, arrays)
     return path
@@ -33,12 +34,21 @@ def test_arrays_stand_on_named_axes(folder):
     assert examples["sim_update"].dims == ("seed", "example", "layer", "head")
     assert examples["logprob_zsl"].dims == ("example", "answer")
     assert examples["label"].dims == ("example",)
+    assert examples["step_answers"].dims == ("seed", "example")
     assert examples["seed"].values.tolist() == list(SEEDS)
     assert examples["layer"].values.tolist() == list(range(1, LAYERS + 1))
     of_seed = examples["sim_aou"].sel(seed=SEEDS[1]).mean()
     assert own.per_seed[1] == pytest.approx(float(of_seed), abs=1e-5)
     by_layer = examples["sim_aou"].mean(("seed", "example"))
     np.testing.assert_allclose(own.per_layer, by_layer, atol=1e-5)
+
+
+def test_a_model_of_one_layer_keeps_its_axis(folder):
+    with np.load(folder / "examples.npz") as f:
+        arrays = {n: x[:, :, :1] if n.startswith("sim") else x for n, x in f.items()}
+    kept = {n: x for n, x in arrays.items() if n in results.WITHOUT_SEEDS or n.startswith("sim")}
+    examples = results.labelled(kept, SEEDS)
+    assert examples["sim_aou"].dims == ("seed", "example", "layer")
 
 
 def test_what_is_read_is_what_was_written(folder):
