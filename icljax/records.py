@@ -8,9 +8,8 @@ Shape glossary: R seeds, C numbers of examples, L layers, X points of a curve, G
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from icljax.results import Estimate, Interval, Number, Provenance
+from icljax.results import Estimate, Interval, Made, Number, Provenance
 
 # ---------------------------------------------------------------------------------- regression
 
@@ -62,19 +61,15 @@ class Construction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regression:
+class Regression(Made):
     """results.json of in-context regression.
 
     Attributes:
-        config: the whole config, as the user gave it.
-        versions: of the packages that numbers depend on.
         zero_loss: of predicting 0.
         models: of each family, from 1 layer or step to L, or one a kind of attention.
         seconds: of each stage.
     """
 
-    config: dict[str, Any]
-    versions: dict[str, str]
     zero_loss: float
     models: dict[str, tuple[RegressionModel, ...]]
     constructions: tuple[Construction, ...]
@@ -133,12 +128,10 @@ class FormRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dual:
+class Dual(Made):
     """results.json of the dual form.
 
     Attributes:
-        config: the whole config, as the user gave it.
-        versions: of the packages that numbers depend on.
         examples: their sizes: layers L, tokens T, heads G, width K.
         bars: of relative differences, by dtype.
         kinds: by their names.
@@ -146,8 +139,6 @@ class Dual:
         seconds: of each stage.
     """
 
-    config: dict[str, Any]
-    versions: dict[str, str]
     examples: dict[str, int]
     bars: dict[str, float]
     kinds: dict[str, Optimizer]

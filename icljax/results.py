@@ -256,8 +256,8 @@ class Finetune:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """What a result was made with.
+class Made:
+    """What every result was made with.
 
     Attributes:
         config: the whole config, as the user gave it.
@@ -266,6 +266,12 @@ class Provenance:
 
     config: dict[str, Any]
     versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance(Made):
+    """The same, and the device."""
+
     device: Device
 
 

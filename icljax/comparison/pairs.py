@@ -56,20 +56,12 @@ class Draws:
     kind: str
 
 
-def similarity(
-    zsl: Records,
-    icl: Records,
-    ft: Records,
-    training: TrainingTokens,
-    query_mask: jax.Array,
-    draws: Draws,
-) -> Similarity:
+def similarity(arrays: Mapping[str, Array]) -> Similarity:
     """All that the catalog has a formula for (method section "metrics"), for one seed.
 
     Args:
-        query_mask: bool [N, S], each query's own tokens.
+        arrays: of `recorded`.
     """
-    arrays = recorded(zsl, icl, ft, training, query_mask, draws)
 
     def computed(formula: Formula) -> Array:
         arguments = {name: arrays[array] for name, array in formula.reads.items()}
@@ -93,6 +85,9 @@ def recorded(
     draws: Draws,
 ) -> dict[str, Array]:
     """What the catalog's formulas read, by name; "random": a random change in FT's place.
+
+    Args:
+        query_mask: bool [N, S], each query's own tokens.
 
     Shapes: attn_out [N, L, D], scores [N, L, H, S], token_weights [N, L, C], example_weights
     [N, L, Q], logprob [N, Y], update [N, L, G]; masks are True where there is something.

@@ -327,7 +327,7 @@ def _against_seed(
             seed.columns, seed.example, run.queries, seed.update, static.num_demonstrations
         )
         draws = pairs.Draws(keys, fold(jnp.uint32(2**32 - 1)), static.random_kind)
-        return ft.logprob, pairs.similarity(zsl, icl, ft, training, mask, draws)
+        return ft.logprob, pairs.similarity(pairs.recorded(zsl, icl, ft, training, mask, draws))
 
     return icl.logprob, *_map(one, learned)
 

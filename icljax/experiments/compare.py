@@ -22,8 +22,9 @@ from icljax.comparison.reading import Comparison, compare_settings, read_all, se
 from icljax.errors import UserError
 from icljax.experiments.config import validate
 from icljax.models.decoder import DecoderConfig, init_params
+from icljax.reports import job as job_report
 from icljax.reports import report
-from icljax.reports.report import show
+from icljax.reports.summary import show
 from icljax.runtime import processes, sharding, workdir
 from icljax.runtime.chunks import Chunks
 from icljax.runtime.progress import Stages
@@ -94,12 +95,13 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
             if processes.is_first():
                 with workdir.writing(path):
                     workdir.save_examples(path, arrays)
-                    report.write(path, summary)
+                    report.write(path, job_report.report(summary))
+    plain = results.to_plain(summary)
     if processes.is_first():
         with workdir.writing(path):
-            workdir.save_results(path, results.to_plain(summary))
+            workdir.save_results(path, plain)
         chunks.clear()
-    return results.to_plain(summary)
+    return plain
 
 
 @dataclasses.dataclass(frozen=True)

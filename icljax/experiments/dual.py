@@ -17,6 +17,7 @@ import functools
 from pathlib import Path
 
 import jax
+import msgspec
 import numpy as np
 import optax
 from ml_collections import ConfigDict, config_dict
@@ -41,7 +42,9 @@ from icljax.experiments.dual_measure import (
     summarize_forms,
 )
 from icljax.models.decoder import Decoder
+from icljax.records import Dual
 from icljax.reports import dual as dual_report
+from icljax.reports import report
 from icljax.reports.dual import LITERATURE
 from icljax.reports.dual import show as show
 from icljax.runtime import workdir
@@ -201,7 +204,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> Results:
         "holds": all(r[d]["holds"] for r in dual for d in BARS) and all(r["holds"] for r in forms),
         "seconds": stages.seconds,
     }
-    dual_report.write(path, results)
+    report.write(path, dual_report.report(msgspec.convert(results, Dual)))
     workdir.save_results(path, results)
     return results
 

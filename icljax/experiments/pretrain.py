@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import scipy.stats
 from jax.sharding import Mesh
@@ -37,7 +38,9 @@ from icljax.experiments.compare import compute_dtype
 from icljax.experiments.config import require
 from icljax.experiments.train import TrainState
 from icljax.models.decoder import DecoderConfig, State
+from icljax.records import Pretrain
 from icljax.reports import pretrain as pretrain_report
+from icljax.reports import report
 from icljax.reports.pretrain import show as show
 from icljax.runtime import processes, sharding, workdir
 from icljax.runtime.progress import Bar, Stages
@@ -241,7 +244,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
             summary |= dataclasses.asdict(statistics.provenance(config))
             summary["icl_demonstrations"] = {name: job.used for name, job in jobs.items()}
             summary["seconds"] = stages.seconds
-            pretrain_report.write(path, summary)
+            report.write(path, pretrain_report.report(msgspec.convert(summary, Pretrain)))
     workdir.save_results(path, summary)
     return summary
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -38,7 +39,9 @@ from icljax.experiments.regression_training import (
     make_families,
     train,
 )
+from icljax.records import Regression
 from icljax.reports import regression as regression_report
+from icljax.reports import report
 from icljax.reports.regression import show as show
 from icljax.runtime import workdir
 from icljax.runtime.progress import Stages
@@ -121,7 +124,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
             target = np.asarray(tasks.target)
             results = summarize(config, families, params, curves, measured, target)
             results |= {"constructions": constructions, "seconds": stages.seconds}
-            regression_report.write(path, results)
+            report.write(path, regression_report.report(msgspec.convert(results, Regression)))
     workdir.save_results(path, results)
     return results
 

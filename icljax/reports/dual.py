@@ -8,6 +8,7 @@ from rich.console import Console
 
 from icljax.records import Dual
 from icljax.reports import console as console_lib
+from icljax.reports import paper
 from icljax.reports import report as report_lib
 from icljax.reports.document import Cell, Notice, Report, Row, Table, row, section
 
@@ -19,11 +20,6 @@ LITERATURE = {
     "delta_momentum": "Titans' memory, linear (Behrouz et al. 2024)",
     "delta_decay": "near Gated DeltaNet (Yang et al. 2025), which takes the decayed S's error",
 }
-
-
-def write(path: Path, results: dict[str, Any]) -> None:
-    """Writes the report of what results.json holds into the existing folder `path`."""
-    report_lib.save(path, report_lib.files(report(msgspec.convert(results, Dual))))
 
 
 def show(results: dict[str, Any], path: Path, console: Console) -> None:
@@ -73,7 +69,7 @@ def report(results: Dual) -> Report:
         "Attention is an optimizer: the dual form, exact",
         (_headline(results), _source_text(results)),
         sections,
-        (("Dai et al. 2023, the paper", "https://arxiv.org/abs/2212.10559"),),
+        paper.SOURCES[:1],
         "In-context learning against optimizers",
     )
 

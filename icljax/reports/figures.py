@@ -50,6 +50,24 @@ def layer_curve(name: str, style: str, series: Series, band: bool = False) -> Cu
     return Curve(name, style, layers, series.per_layer, series.per_layer_interval if band else ())
 
 
+def baseline_curves(results: Results, metric: str) -> list[Curve]:
+    """A similarity's baselines of each layer."""
+    return [
+        layer_curve(BASELINES[name].title, BASELINES[name].style, series)
+        for name, series in results.similarities[metric].baselines.items()
+    ]
+
+
+def control_curves(results: Results, metric: str, names: Sequence[str]) -> list[Curve]:
+    """A similarity of each layer under those of these controls that measured it."""
+    found = ((name, results.controls.get(name)) for name in names)
+    return [
+        layer_curve(CONTROLS[name].title, CONTROLS[name].style, control.similarities[metric])
+        for name, control in found
+        if control and metric in control.similarities
+    ]
+
+
 def layer_panel(title: str, results: Results, metric: str, kinds: Sequence[str]) -> Panel:
     """A similarity of each layer beside its baselines and the controls of some kinds.
 
@@ -57,23 +75,15 @@ def layer_panel(title: str, results: Results, metric: str, kinds: Sequence[str])
         kinds: of `catalog.CONTROL_KINDS`; "base": the baselines; "rate": the lowest and the highest
             learning rate at which every seed converged.
     """
-    own = results.similarities[metric]
-    curves = []
-    if "base" in kinds:
-        curves += [
-            layer_curve(BASELINES[name].title, BASELINES[name].style, series)
-            for name, series in own.baselines.items()
-        ]
-    curves += [
-        layer_curve(CONTROLS[name].title, CONTROLS[name].style, control.similarities[metric])
-        for name, control in results.controls.items()
-        if control.kind in kinds and metric in control.similarities
-    ]
+    curves = baseline_curves(results, metric) if "base" in kinds else []
+    of_kinds = [name for name, control in results.controls.items() if control.kind in kinds]
+    curves += control_curves(results, metric, of_kinds)
     if "rate" in kinds:
         curves += [
             layer_curve(f"FT at learning rate {rate(lr)} ({which})", style, series)
             for which, style, lr, series in extreme_rates(results, metric)
         ]
+    own = results.similarities[metric]
     curves.append(layer_curve("measured, with 95 % band", "own", own, band=True))
     return plots.lines(title, curves, LAYER)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from icljax.catalog import CONTROLS, SIMILARITIES
-from icljax.reports import tables
+from icljax.reports import paper, tables
 from icljax.reports.claims import CAVEAT, TITLES, headline
 from icljax.reports.document import Block, Figure, Items, Report, Section, Table, section
 from icljax.reports.study import Group, main_groups, task_columns
@@ -16,10 +16,6 @@ _ABOUT = (
     "by four measures. This page repeats their measurements and holds each against control "
     "conditions: untrained models, corrupted demonstrations, other updates. A likeness that they "
     "share is no evidence of learning."
-)
-_SOURCES = (
-    ("Dai et al. 2023, the paper", "https://arxiv.org/abs/2212.10559"),
-    ("Deutch et al. 2024, the revisit", "https://arxiv.org/abs/2311.07772"),
 )
 
 
@@ -55,7 +51,7 @@ def report(groups: Sequence[Group]) -> Report:
         _reading_section(),
     )
     kept = tuple(s for s in sections if s.blocks)
-    return Report(QUESTION, (*lead, _ABOUT), kept, _SOURCES)
+    return Report(QUESTION, (*lead, _ABOUT), kept, paper.SOURCES)
 
 
 def _claims_section(claims: Sequence[Table], drawn: Sequence[Figure]) -> Section:

@@ -6,6 +6,12 @@ Sources: Dai et al., Findings of ACL 2023 (arXiv 2212.10559), its tables for fai
 
 from typing import NamedTuple
 
+# Names and addresses, as reports cite them.
+SOURCES = (
+    ("Dai et al. 2023, the paper", "https://arxiv.org/abs/2212.10559"),
+    ("Deutch et al. 2024, the revisit", "https://arxiv.org/abs/2311.07772"),
+)
+
 
 class Task(NamedTuple):
     """A task as the paper used it.

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from icljax.records import Compared, ComparedTable, OverSeeds, Pretrain
 from icljax.reports import console as console_lib
-from icljax.reports import plots
+from icljax.reports import paper, plots
 from icljax.reports import report as report_lib
 from icljax.reports.claims import outcome
 from icljax.reports.document import Cell, Code, Figure, Items, Report, Section, Table, row, section
@@ -22,11 +22,6 @@ from icljax.reports.plots import COLORS, Curve, Mark
 from icljax.reports.text import gap, listed, number, seconds
 
 _VERDICTS = {"below": "worse", "level": "no clear difference", "above": "better"}
-
-
-def write(path: Path, results: dict[str, Any]) -> None:
-    """Writes the report of what results.json holds into the existing folder `path`."""
-    report_lib.save(path, report_lib.files(report(msgspec.convert(results, Pretrain))))
 
 
 def show(results: dict[str, Any], path: Path, console: Console) -> None:
@@ -75,7 +70,7 @@ def report(results: Pretrain) -> Report:
         "Language models from scratch: does momentum attention help?",
         about,
         tuple(s for s in sections if s.blocks),
-        (("Dai et al. 2023, the paper", "https://arxiv.org/abs/2212.10559"),),
+        paper.SOURCES[:1],
         "Momentum attention",
     )
 

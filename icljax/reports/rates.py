@@ -3,6 +3,7 @@
 from icljax.catalog import SIMILARITIES, STEPS
 from icljax.reports import figures
 from icljax.reports.claims import (
+    doses,
     highest_and_best,
     measured_columns,
 )
@@ -105,11 +106,7 @@ def dose_sentence(results: Results, name: str) -> str:
     )
     if top.accuracy == best.accuracy:
         return f"{at_top}: the best of all rates."
-    worst = top.accuracy == min(
-        a.mean
-        for a, s in zip(dose.accuracy, curve, strict=True)
-        if a.mean is not None and s.mean is not None
-    )
+    worst = top.accuracy == min(d.accuracy for d in doses(results, name))
     where = "highest where finetuning is worst" if worst else "not where finetuning is best"
     return (
         f"{at_top}: {where}. At FT's best rate, {rate(best.rate)} ({accuracy(best.place)}), it is "

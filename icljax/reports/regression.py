@@ -50,11 +50,6 @@ _VERDICTS = {
 }
 
 
-def write(path: Path, results: dict[str, Any]) -> None:
-    """Writes the report of what results.json holds into the existing folder `path`."""
-    report_lib.save(path, report_lib.files(report(msgspec.convert(results, Regression))))
-
-
 def show(results: dict[str, Any], path: Path, console: Console) -> None:
     """Prints what came out, and where the report is."""
     blocks = console_blocks(msgspec.convert(results, Regression))

@@ -6,16 +6,11 @@ python -m icljax.report DIR... [--out=DIR]
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from rich.console import Console
-
-from icljax import results as results_lib
 from icljax.errors import UserError
-from icljax.reports import console as console_lib
-from icljax.reports import job, markup, merged, page, plots, study, summary
+from icljax.reports import markup, merged, page, plots, study
 from icljax.reports.document import Report
-from icljax.results import Results
 from icljax.runtime import downloads, workdir
 
 MARKDOWN, LATEX, HTML = "report.md", "report.tex", "report.html"
@@ -38,20 +33,9 @@ def save(path: Path, content: dict[str, bytes]) -> None:
         workdir.write_atomically(path / name, data)
 
 
-def write(path: Path, results: Results) -> None:
+def write(path: Path, report: Report) -> None:
     """Writes the report of one job into its folder."""
-    save(path, files(job.report(results)))
-
-
-def show(results: dict[str, Any], path: Path, console: Console) -> None:
-    """Prints what came out, and where the report is.
-
-    Args:
-        results: what results.json holds.
-        path: the folder with `report.md`.
-    """
-    blocks = summary.console_blocks(results_lib.from_plain(results))
-    console_lib.show(console, blocks, path / MARKDOWN)
+    save(path, files(report))
 
 
 # ------------------------------------------------------------------------------------ many jobs

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from icljax.catalog import BASELINES, CONTROLS, SETTINGS, SIMILARITIES
+from icljax.catalog import BASELINES, CONTROLS, SIMILARITIES
 from icljax.reports import paper, plots
 from icljax.reports.claims import beside, is_control, others
 from icljax.reports.document import Figure
 from icljax.reports.figures import (
+    baseline_curves,
+    control_curves,
     dose_curves,
     estimate_curve,
     estimate_mark,
@@ -16,6 +18,7 @@ from icljax.reports.figures import (
 )
 from icljax.reports.plots import Mark
 from icljax.reports.study import Group, layer_causal, main_groups, task_title
+from icljax.reports.tables import PAPER_ORDER
 
 AGAINST = ("sim_aou", "sim_aou_unnormalized", "sim_am", "sim_am_delta", "kendall", "sim_update")
 
@@ -104,15 +107,10 @@ def _layers_figure(group: Group, metric: str) -> Figure:
     for task, results in group.measured().items():
         if (own := results.similarities.get(metric)) is None:
             continue
-        curves = [layer_curve("measured", "own", own, band=True)]
-        curves += [
-            layer_curve(BASELINES[n].title, BASELINES[n].style, series)
-            for n, series in own.baselines.items()
-        ]
-        curves += [
-            layer_curve(CONTROLS[n].title, CONTROLS[n].style, found.similarities[metric])
-            for n in _LAYER_CONTROLS
-            if (found := results.controls.get(n)) and metric in found.similarities
+        curves = [
+            layer_curve("measured", "own", own, band=True),
+            *baseline_curves(results, metric),
+            *control_curves(results, metric, _LAYER_CONTROLS),
         ]
         curves += [
             layer_curve("largest learning rate", "ft thin", series)
@@ -135,25 +133,31 @@ def _layers_figure(group: Group, metric: str) -> Figure:
 
 def _accuracies_figure(group: Group) -> Figure:
     measured = group.measured()
-    order = {s: SETTINGS[s] for s in ("zsl", "ft", "icl")}
     panels = []
     for title, calibrated in (("Measured, accuracy in %", False), ("Measured, calibrated", True)):
         rows = []
         for task, r in measured.items():
             if accuracy := r.accuracy_calibrated if calibrated else r.accuracy:
-                marks = [estimate_mark(name, accuracy.of(s), s, 100) for s, name in order.items()]
+                marks = [
+                    estimate_mark(name, accuracy.of(s), s, 100) for s, name in PAPER_ORDER.items()
+                ]
                 rows.append((task_title(task), marks))
         if rows:
             panels.append(plots.dots(title, rows))
     sizes = [paper.size_of(group.model)] if paper.size_of(group.model) else list(paper.MODELS)
     for size in sizes:
         rows = [
-            (task.title, [Mark(n, getattr(paper.CELLS[t, size], s), style=s) for s, n in of])
-            for t, task in paper.TASKS.items()
-            for of in [order.items()]
+            (
+                task.title,
+                [
+                    Mark(name, getattr(paper.CELLS[key, size], s), style=s)
+                    for s, name in PAPER_ORDER.items()
+                ],
+            )
+            for key, task in paper.TASKS.items()
         ]
         panels.append(plots.dots(f"The paper's {paper.MODELS[size]}", rows))
-    legend = tuple((name, s) for s, name in order.items())
+    legend = tuple((name, s) for s, name in PAPER_ORDER.items())
     caption = (
         "Accuracy of the query alone (ZSL), after finetuning on the demonstrations (FT) and with "
         "them in the prompt (ICL), with 95 % intervals; the paper gives none."

@@ -1,6 +1,13 @@
 """What a job shows on the console at its end."""
 
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
 from icljax.catalog import CONTROLS, SETTINGS, SIMILARITIES
+from icljax.reports import console as console_lib
+from icljax.reports import report as report_lib
 from icljax.reports.claims import (
     verdict,
 )
@@ -18,7 +25,17 @@ from icljax.reports.text import (
     percent,
     seconds,
 )
-from icljax.results import Results
+from icljax.results import Results, from_plain
+
+
+def show(results: dict[str, Any], path: Path, console: Console) -> None:
+    """Prints what came out, and where the report is.
+
+    Args:
+        results: what results.json holds.
+        path: the folder with `report.md`.
+    """
+    console_lib.show(console, console_blocks(from_plain(results)), path / report_lib.MARKDOWN)
 
 
 def console_blocks(results: Results) -> list[str | Table | Notice]:

@@ -54,8 +54,8 @@ def _accuracy(label: str, of: Callable[[Results], Value], published: str = "") -
 
 
 def _accuracies() -> list[Measure]:
-    raw = [_accuracy(n, _right(s), s) for s, n in _ORDER.items()]
-    calibrated = [_accuracy(f"{n}, calibrated", _right(s, True)) for s, n in _ORDER.items()]
+    raw = [_accuracy(n, _right(s), s) for s, n in PAPER_ORDER.items()]
+    calibrated = [_accuracy(f"{n}, calibrated", _right(s, True)) for s, n in PAPER_ORDER.items()]
     return [*raw, *calibrated, _accuracy("Majority class", lambda r: r.accuracy.majority)]
 
 
@@ -67,7 +67,7 @@ def _right(setting: str, calibrated: bool = False) -> Callable[[Results], Value]
     return find
 
 
-_ORDER = {s: SETTINGS[s] for s in ("zsl", "ft", "icl")}  # as the paper's tables have it
+PAPER_ORDER = {s: SETTINGS[s] for s in ("zsl", "ft", "icl")}  # as the paper's tables have it
 
 
 def similarity(metric: str) -> Callable[[Results], Value]:

@@ -21,6 +21,7 @@ from icljax.comparison.reading import Comparison
 from icljax.data.tasks import get_task
 from icljax.experiments import config as config_lib
 from icljax.reports import claims, figures, job, markup, plots, rates, report
+from icljax.reports import summary as summaries
 from icljax.reports.tables import DOSE_SIMILARITIES
 
 SEEDS, EXAMPLES, LAYERS = (3, 7), 16, 5
@@ -151,7 +152,7 @@ def of_best_seed(tmp_path_factory, arrays):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, summary):
     path = tmp_path_factory.mktemp("report")
-    report.write(path, typed(summary))
+    report.write(path, job.report(typed(summary)))
     return path
 
 
@@ -179,7 +180,7 @@ def nulled(tree):
 
 def shown(summary, path, width=200):
     out = io.StringIO()
-    report.show(summary, path, Console(file=out, width=width, force_terminal=False))
+    summaries.show(summary, path, Console(file=out, width=width, force_terminal=False))
     return out.getvalue()
 
 
@@ -514,7 +515,7 @@ def test_one_seed_is_reported_with_its_controls(of_best_seed):
 
 def test_undefined_numbers_are_dashes(summary, tmp_path):
     missing = nulled(summary)
-    report.write(tmp_path, typed(missing))
+    report.write(tmp_path, job.report(typed(missing)))
     text = (tmp_path / "report.md").read_text() + shown(missing, tmp_path)
     assert job.UNDEFINED in text
     assert not re.search(r"\bnan\b|\bNone\b", text)
@@ -537,7 +538,7 @@ def test_missing_parts_are_left_out(summary, tmp_path, monkeypatch):
     less = {k: v for k, v in summary.items() if k not in gone} | {"controls": {}}
     kept = {k: v for k, v in summary["similarities"].items() if k != "recall_tokens"}
     less["similarities"] = kept
-    report.write(tmp_path, typed(less))
+    report.write(tmp_path, job.report(typed(less)))
     text = (tmp_path / "report.md").read_text()
     assert "No control was measured" in text
     assert "Recall, tokens" not in [row[0] for row in table(text, "similarity", "mean")]

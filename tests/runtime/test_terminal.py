@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from icljax.reports import report
+from icljax.reports import summary
 from icljax.runtime import chunks, terminal, workdir
 from tests.reports.test_tables import job, real  # noqa: F401
 from tests.test_main import ROOT, tiny_flags
@@ -66,7 +66,7 @@ def test_the_last_table_is_whole_on_any_terminal(
     monkeypatch.setenv("COLUMNS", str(columns))
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="plain")
     terminal.set_up()
-    report.show(job(real, "mr"), tmp_path, terminal.Console(file=file))
+    summary.show(job(real, "mr"), tmp_path, terminal.Console(file=file))
     file.flush()
     shown = file.buffer.getvalue().decode(encoding)
     assert re.search(r"raw +\d+\.\d .*\d+\.\d", shown)
