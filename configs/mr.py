@@ -2,7 +2,7 @@
 
     python -m icljax.main --config=configs/mr.py --workdir=/tmp/mr
 
-About 5 minutes on 2 CPU cores. Measured there (200 validation examples, 16 demonstrations, seeds
+Measured on 2 CPU cores (200 validation examples, 16 demonstrations, seeds
 1 to 3): accuracy ZSL .575, ICL .565, FT .685; batch-calibrated .770, .835, .780; SimAOU .208
 (random .000, untrained .133 and .177), SimAM .852 (before finetuning .835), Kendall .077 (random
 .000), SimUpdate .120 (random .000, untrained -.095 and -.077).
