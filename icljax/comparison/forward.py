@@ -18,8 +18,8 @@ from icljax.data.prompts import Queries
 from icljax.models.decoder import AttentionRecord, Decoder, Hidden, State, take_positions
 from icljax.types import Array, Params
 
-# Places whose logits over the whole vocabulary are in memory together.
-LOGITS_AT_ONCE = 512
+# Logits that are in memory together: 128 MiB, of some 200 places with a vocabulary of 152k.
+LOGITS_AT_ONCE = 1 << 25
 
 
 class Records(NamedTuple):
@@ -124,7 +124,8 @@ def _answer_logprob(
         return logits[source, target] - jax.nn.logsumexp(logits, -1)[source]
 
     inputs = (take_positions(hidden, queries.places), queries.source, queries.target)
-    logprob = _map_rows(row, inputs, max(1, LOGITS_AT_ONCE // queries.places.shape[1]))
+    of_row = queries.places.shape[1] * model.config.vocab_size
+    logprob = _map_rows(row, inputs, max(1, LOGITS_AT_ONCE // of_row))
     total = jnp.sum(logprob * queries.target_weight, -1)
     present = jnp.any(jnp.asarray(queries.target_weight) > 0, -1)
     total = jnp.where(present, total, -jnp.inf)

@@ -84,10 +84,10 @@ class Devices:
         return placed
 
     def free_memory(self) -> int:
-        """Bytes a device may give to finetuning: half of what is free, on CPUs 3 GiB for all."""
+        """Bytes a device may give to finetuning: half of what is free, on CPUs 1 GiB for all."""
         stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
         if not stats or "bytes_limit" not in stats:
-            return (3 << 30) // jax.local_device_count()
+            return (1 << 30) // jax.local_device_count()
         return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) // 2
 
 

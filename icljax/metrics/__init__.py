@@ -1,7 +1,8 @@
 """The comparison metrics: pure functions on arrays, nothing else.
 
 Every function takes NumPy or JAX arrays, works under `jax.jit` and `jax.vmap`, and computes in
-float32, or in float64 where an input is float64 and x64 is on. `...` stands for any leading axes;
+float32, or in float64 where an input is float64 and x64 is on; but those of `seeds.py` (estimates,
+tests and verdicts) are NumPy. `...` stands for any leading axes;
 in an annotation, for a shape whose misfit has a message of its own.
 
 Shapes:
@@ -27,11 +28,27 @@ from icljax.metrics.accuracy import accuracy as accuracy
 from icljax.metrics.accuracy import calibrate as calibrate
 from icljax.metrics.accuracy import rec2ftp as rec2ftp
 from icljax.metrics.accuracy import rec2ftp_counts as rec2ftp_counts
+from icljax.metrics.behavior import error_consistency as error_consistency
+from icljax.metrics.behavior import js_divergence as js_divergence
+from icljax.metrics.behavior import movement_correlation as movement_correlation
+from icljax.metrics.contrasts import demonstration_specific as demonstration_specific
+from icljax.metrics.contrasts import pairwise_cosine as pairwise_cosine
+from icljax.metrics.contrasts import pairwise_map_cosine as pairwise_map_cosine
 from icljax.metrics.intervals import bootstrap_interval as bootstrap_interval
 from icljax.metrics.intervals import bootstrap_ratio_interval as bootstrap_ratio_interval
 from icljax.metrics.intervals import bootstrap_weights as bootstrap_weights
 from icljax.metrics.ranking import kendall_tau as kendall_tau
 from icljax.metrics.ranking import topk_recall as topk_recall
+from icljax.metrics.seeds import FEWEST_SEEDS as FEWEST_SEEDS
+from icljax.metrics.seeds import SeedEstimate as SeedEstimate
+from icljax.metrics.seeds import holm as holm
+from icljax.metrics.seeds import own_estimate as own_estimate
+from icljax.metrics.seeds import own_minus_other as own_minus_other
+from icljax.metrics.seeds import permutation_p as permutation_p
+from icljax.metrics.seeds import ratio_estimate as ratio_estimate
+from icljax.metrics.seeds import seed_estimate as seed_estimate
+from icljax.metrics.seeds import seeds_needed as seeds_needed
+from icljax.metrics.seeds import verdict as verdict
 from icljax.metrics.similarity import example_attention as example_attention
 from icljax.metrics.similarity import finetuning_attention as finetuning_attention
 from icljax.metrics.similarity import random_update as random_update

@@ -11,7 +11,7 @@ from icljax.metrics.arrays import broadcast, floats, same_shape
 _ROUNDING = 1e-5  # a change of attention logits below this share of their norm is none
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def unit(x: jax.Array) -> jax.Array:
     """L2-normalises the last axis; a zero vector stays zero, with a finite gradient."""
     # The length does not depend on a common factor, so that it needs no gradient of its own;
     # taking it out keeps the squares from overflowing or vanishing.
@@ -22,7 +22,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.sum(_unit(a) * _unit(b), axis=-1)
+    return jnp.sum(unit(a) * unit(b), axis=-1)
 
 
 def sim_aou(
@@ -51,7 +51,7 @@ def sim_aou(
     zsl, ft, icl = floats(zsl, ft, icl)
     same_shape(zsl=zsl, ft=ft, icl=icl)
     if normalize:
-        zsl, ft, icl = _unit(zsl), _unit(ft), _unit(icl)
+        zsl, ft, icl = unit(zsl), unit(ft), unit(icl)
     return _cosine(icl - zsl, ft - zsl)
 
 

@@ -205,7 +205,8 @@ class Costs:
         rows, length = queries.tokens.shape
         places = queries.places.size
         flops = self._layers(rows * length, length + state) + self._logits(places)
-        at_once = min(places, max(LOGITS_AT_ONCE, queries.places.shape[-1]))
+        of_row = queries.places.shape[-1]
+        at_once = min(places, max(LOGITS_AT_ONCE // self.decoder.vocab_size, of_row))
         return flops, self._working_set(rows * length, length + state, at_once)
 
     def _metrics(self, queries: Queries, context: int, compared: int) -> tuple[float, float]:
