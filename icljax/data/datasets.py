@@ -8,10 +8,9 @@ validation split is left in the train split.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ from ml_collections import ConfigDict
 from icljax.data.labels import Label, read_labels, unlabelled
 from icljax.data.rows import as_read, example
 from icljax.data.sources import Rows, open_source
-from icljax.data.task import Layout, Row, Task, folded, template_fields
+from icljax.data.splits import Split, keys
+from icljax.data.task import Layout, Row, Task, normalized, template_fields
 from icljax.data.tasks import layout_of
 from icljax.errors import UserError
 from icljax.forms import brief, enumerated
@@ -28,32 +28,8 @@ from icljax.runtime.downloads import Unavailable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Split:
-    """The examples of one split.
-
-    Attributes:
-        name: the split's name in the source.
-        fields: N dicts, template field -> text.
-        labels: int32 [N], position in the task's answers or in the example's choices.
-        indices: int32 [N], position of the example in the source's split, from 0.
-        choices: multiple choice: N lists of texts, of any length from 2; empty: the task has
-            answers.
-    """
-
-    name: str
-    fields: list[dict[str, str]]
-    labels: np.ndarray
-    indices: np.ndarray
-    choices: list[list[str]] = dataclasses.field(default_factory=list)
-
-    def where(self, row: int) -> str:
-        """Returns what an example is called in errors."""
-        return f"example {self.indices[row]} of {self.name!r} (from 0)"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A train and a validation split with no example in common.
+    """A train and a validation split, with no text in common unless duplicates are kept.
 
     Attributes:
         source: the source that was used.
@@ -62,6 +38,8 @@ class Dataset:
         fingerprint: SHA-256 over the texts and labels of both splits, hexadecimal.
         notes: what a reader of the results should know about the data, one line each.
         stand_in: a warning where another source stands in for the one asked for, else empty.
+        shared: how many train examples of the source have the text of one in the validation split:
+            left out of `train` or, with config.data.duplicates "keep", still there.
     """
 
     source: str
@@ -70,6 +48,7 @@ class Dataset:
     fingerprint: str
     notes: tuple[str, ...]
     stand_in: str = ""
+    shared: int = 0
 
 
 _HOLD_OUT = (
@@ -86,14 +65,15 @@ def load(config_data: ConfigDict, task: Task) -> Dataset:
     Raises:
         UserError: a mistake in the configuration or in the data, or no source that can be had.
     """
+    keep = config_data.duplicates == "keep"
     try:
-        return _load(config_data.source, _overridden(config_data, task), task)
+        return _load(config_data.source, _overridden(config_data, task), task, keep)
     except Unavailable as error:
         if not config_data.fallback:
             raise UserError(f"{error}; or set config.data.fallback to another source") from error
         reason = error.reason
     try:
-        dataset = _load(config_data.fallback, layout_of(config_data.fallback, task), task)
+        dataset = _load(config_data.fallback, layout_of(config_data.fallback, task), task, keep)
     except Unavailable as error:
         raise UserError(f"{config_data.source} cannot be had ({reason}), and {error}") from error
     absent = _absent(dataset.train, task)
@@ -110,49 +90,7 @@ def load(config_data: ConfigDict, task: Task) -> Dataset:
     return dataclasses.replace(dataset, stand_in=warning)
 
 
-def draw(
-    split: Split, num: int, seed: int, balanced: bool = False, exclude: Iterable[int] = ()
-) -> np.ndarray:
-    """Returns row numbers of `split`, int64 [at most num], shuffled with `seed`.
-
-    Args:
-        split: where to draw from.
-        num: how many; 0: all. Where there are fewer, fewer are returned.
-        seed: of NumPy's default generator.
-        balanced: equally many of each class; what is left over goes to the first classes. With num
-            0, as many of each as the rarest class has.
-        exclude: row numbers not to draw.
-
-    Raises:
-        UserError: nothing is left to draw, or `num` is negative.
-    """
-    if num < 0:
-        raise UserError(f"number of examples {num}: expected 0 (all) or more")
-    order = np.random.default_rng(seed).permutation(len(split.labels))
-    order = order[~np.isin(order, np.fromiter(exclude, np.int64))]
-    drawn = _balanced(split.labels, order, num) if balanced else order[: num or None]
-    if not drawn.size:
-        raise UserError(
-            f"no example left to draw from split {split.name!r} with {len(split.labels)} rows; "
-            f"lower the number of examples or give more data"
-        )
-    return drawn
-
-
-def _balanced(labels: np.ndarray, order: np.ndarray, num: int) -> np.ndarray:
-    """Cuts `order` down to equally many of each class, without changing the order."""
-    classes = np.unique(labels)
-    shuffled = labels[order]
-    if num == 0:
-        num = len(classes) * min(int((shuffled == c).sum()) for c in classes)
-    each, over = divmod(num, len(classes))
-    keep = np.zeros(len(order), bool)
-    for position, label in enumerate(classes):
-        keep[np.flatnonzero(shuffled == label)[: each + (position < over)]] = True
-    return order[keep]
-
-
-def _load(source: str, layout: Layout, task: Task) -> Dataset:
+def _load(source: str, layout: Layout, task: Task, keep: bool) -> Dataset:
     opened = open_source(source)
     names = [
         _existing(source, "train", layout.train, opened.splits),
@@ -168,24 +106,27 @@ def _load(source: str, layout: Layout, task: Task) -> Dataset:
                 f"another with config.data.{role}_split"
             )
     (full, validation), read_as = _convert(raws, layout, task)
-    train = _without(full, validation)
+    distinct = _without(full, validation)
+    train = full if keep else distinct
     for split in (train, validation):
         if not len(split.labels):
             raise UserError(
                 f"split {split.name!r} of {source} has no example (that the validation split has "
                 f"not): choose another with config.data.train_split or config.data.validation_split"
             )
-    dropped = len(full.labels) - len(train.labels)
+    shared = len(full.labels) - len(distinct.labels)
     notes = [*opened.notes, *read_as]
     if "[" in layout.train:
         notes.append(f"demonstrations are drawn from {layout.train}, {names[1]} is evaluated")
-    if dropped:
-        notes.append(f"{dropped} train examples dropped: also in the validation split")
+    if shared:
+        done = "kept" if keep else "dropped"
+        notes.append(f"{shared} train examples {done}: also in the validation split")
     notes += _repeats(train)
     for split in (train, validation):
         if absent := _absent(split, task):
             notes.append(f"split {split.name!r} has no example of {', '.join(absent)}")
-    return Dataset(source, train, validation, _fingerprint(train, validation), tuple(notes))
+    fingerprint = _fingerprint(train, validation)
+    return Dataset(source, train, validation, fingerprint, tuple(notes), shared=shared)
 
 
 def _absent(split: Split, task: Task) -> list[str]:
@@ -315,45 +256,27 @@ def _convert(
     return read_splits, left_out + notes
 
 
-@functools.lru_cache(maxsize=4)  # of a job's splits: each is asked for several times
-def _keys(split: Split) -> list[tuple[str, ...]]:
-    """What tells each example from the others: its texts, and its choices in whatever order."""
-    choices = split.choices or [[]] * len(split.fields)
-    return [
-        (*map(folded, f.values()), *sorted(map(folded, c)))
-        for f, c in zip(split.fields, choices, strict=True)
-    ]
-
-
-def sharing(split: Split, of: Split, rows: Iterable[int]) -> np.ndarray:
-    """Returns the rows of `split`, int64, whose texts are those of a row among `rows` of `of`."""
-    keys = _keys(of)
-    texts = {keys[row] for row in rows}
-    found = [i for i, key in enumerate(_keys(split)) if key in texts]
-    return np.array(found, np.int64)
-
-
 def _repeats(train: Split) -> list[str]:
     """A note where examples of the train part have each other's texts."""
     labels: dict[tuple[str, ...], set[str | int]] = {}
-    keys = _keys(train)
-    for i, (key, label) in enumerate(zip(keys, train.labels.tolist(), strict=True)):
+    of_train = keys(train)
+    for i, (key, label) in enumerate(zip(of_train, train.labels.tolist(), strict=True)):
         # In multiple choice the right text counts: the same choices may stand in another order.
-        right = folded(train.choices[i][label]) if train.choices else label
+        right = normalized(train.choices[i][label]) if train.choices else label
         labels.setdefault(key, set()).add(right)
-    if len(labels) == len(keys):
+    if len(labels) == len(of_train):
         return []
     disputed = sum(len(found) > 1 for found in labels.values())
     return [
-        f"{len(keys) - len(labels)} train examples have the text of an earlier one; {disputed} "
+        f"{len(of_train) - len(labels)} train examples have the text of an earlier one; {disputed} "
         f"texts have more than one label"
     ]
 
 
 def _without(train: Split, validation: Split) -> Split:
     """Returns `train` less the examples whose texts are also in `validation`."""
-    seen = set(_keys(validation))
-    keep = [i for i, key in enumerate(_keys(train)) if key not in seen]
+    seen = set(keys(validation))
+    keep = [i for i, key in enumerate(keys(train)) if key not in seen]
     fields = [train.fields[i] for i in keep]
     choices = [train.choices[i] for i in keep] if train.choices else []
     return Split(train.name, fields, train.labels[keep], train.indices[keep], choices)

@@ -117,6 +117,16 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFC", one_line(text).casefold())
 
 
+def normalized(text: str) -> str:
+    """Returns an example's text as duplicates are found by it.
+
+    Unicode's NFKC (full-width letters, ligatures and no-break blanks are the plain ones), lower
+    case (case-folded: also "ß" and "ss" are one), every run of whitespace one blank, stripped.
+    """
+    lower = unicodedata.normalize("NFKC", text).casefold()
+    return one_line(unicodedata.normalize("NFKC", lower))
+
+
 @functools.cache
 def template_fields(template: str) -> tuple[str, ...]:
     """Returns the field names of a `str.format` template, in order, each once.

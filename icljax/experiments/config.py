@@ -101,6 +101,9 @@ def _data() -> ConfigDict:
     data.train_split = ""  # empty: as known for the source, or "train"
     data.validation_split = ""  # empty: as known, or "validation", or "test"
     data.balanced = False  # draw equally many examples of each class
+    # Demonstrations with the normalised text of another demonstration, or of a selection or
+    # evaluation example: "drop" or "keep".
+    data.duplicates = "drop"
     return data
 
 
@@ -243,6 +246,7 @@ _CHOICES = {
     "weights": ("trained", *(name for name, kind in CONTROLS.items() if kind == "model")),
     "record_position": ("answer", "first_label"),
     "data.label_is": ("auto", "index", "text", "letter"),
+    "data.duplicates": ("drop", "keep"),
     "prompt.score": ("mean", "sum"),
     "finetune.method": tuple(METHODS),
     "selection.split": ("train", "validation"),
