@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from icljax.data.labels import Label, read_labels, unlabelled
+from icljax.data.labels import Label, names_known, read_labels, unlabelled
 from icljax.data.rows import as_read, example
 from icljax.data.sources import Rows, open_source
 from icljax.data.splits import Split, keys
 from icljax.data.task import Layout, Row, Task, normalized, template_fields
-from icljax.data.tasks import layout_of
+from icljax.data.tasks import layout_of, of_rows
 from icljax.errors import UserError
 from icljax.forms import brief, enumerated
 from icljax.runtime.downloads import Unavailable
@@ -51,6 +51,7 @@ class Dataset:
     shared: int = 0
 
 
+_FILES = "give a folder of files: --config.data.source=jsonl:DIR (csv:DIR, parquet:DIR)"
 _HOLD_OUT = (
     "--config.data.train_split='validation[:20%]' --config.data.validation_split='validation[20%:]'"
 )
@@ -70,12 +71,13 @@ def load(config_data: ConfigDict, task: Task) -> Dataset:
         return _load(config_data.source, _overridden(config_data, task), task, keep)
     except Unavailable as error:
         if not config_data.fallback:
-            raise UserError(f"{error}; or set config.data.fallback to another source") from error
+            raise UserError(f"{error}; or {_FILES}, or set config.data.fallback") from error
         reason = error.reason
     try:
         dataset = _load(config_data.fallback, layout_of(config_data.fallback, task), task, keep)
     except Unavailable as error:
-        raise UserError(f"{config_data.source} cannot be had ({reason}), and {error}") from error
+        message = f"{config_data.source} cannot be had ({reason}), and {error}; or {_FILES}"
+        raise UserError(message) from error
     absent = _absent(dataset.train, task)
     if absent:
         raise UserError(
@@ -115,7 +117,7 @@ def _load(source: str, layout: Layout, task: Task, keep: bool) -> Dataset:
                 f"not): choose another with config.data.train_split or config.data.validation_split"
             )
     shared = len(full.labels) - len(distinct.labels)
-    notes = [*opened.notes, *read_as]
+    notes = [*opened.notes, *(note for _, raw in raws for note in raw.notes), *read_as]
     if "[" in layout.train:
         notes.append(f"demonstrations are drawn from {layout.train}, {names[1]} is evaluated")
     if shared:
@@ -160,7 +162,7 @@ def _overridden(data: ConfigDict, task: Task) -> Layout:
     def under(known: Layout) -> Layout:
         if known.other:
             known = dataclasses.replace(known, other=under(known.other))
-        if data.source.startswith("jsonl:") and data.label not in ("", known.label):
+        if of_rows(data.source) and data.label not in ("", known.label):
             # What is known of one label field does not hold for another of the user's own.
             order = None if known.label_order else known.label_order
             known = dataclasses.replace(known, first=None, label_order=order, note="")
@@ -223,6 +225,8 @@ def _convert(
         The splits, and notes on what was left out and how labels were read.
     """
     splits, labels, left_out = [], [], []
+    layout, by_name, named = _class_names(raws, layout, task)
+    left_out += named
     for name, raw in raws:
         fields, choices, indices = [], [], []
         for i, row in enumerate(raw.rows):
@@ -236,7 +240,10 @@ def _convert(
             fields.append(found.fields)
             if not task.answers:
                 choices.append(found.choices)
-            labels.append(Label(found.label, raw.where(i), found.choices, found.marks))
+            label = found.label
+            if by_name and type(label) is int and 0 <= label < len(raw.names[layout.label]):
+                label = raw.names[layout.label][label]
+            labels.append(Label(label, raw.where(i), found.choices, found.marks))
         if alike := len(raw.rows) - len(fields):
             left_out.append(
                 f"{alike} examples of split {name!r} left out: two of their choices have one text"
@@ -254,6 +261,29 @@ def _convert(
     pairs = zip(splits, of_splits, strict=True)
     read_splits = [dataclasses.replace(split, labels=of_split) for split, of_split in pairs]
     return read_splits, left_out + notes
+
+
+def _class_names(
+    raws: Sequence[tuple[str, Rows]], layout: Layout, task: Task
+) -> tuple[Layout, bool, list[str]]:
+    """Whether numbers that the source has names for are read as those names, by text.
+
+    They are where a name is one of the task's. Where none is, the numbers count from 0 in the order
+    of the answers, and a note says what the source calls them.
+
+    Returns:
+        The layout of such labels, whether names stand for numbers, and notes.
+    """
+    every = [raw.names.get(layout.label, ()) for _, raw in raws]
+    if not all(every):
+        return layout, False, []
+    layout = dataclasses.replace(layout, first=0)
+    if not task.answers or layout.label_is not in ("auto", "text"):
+        return layout, False, []
+    if layout.label_is == "text" or any(names_known(names, task) for names in every):
+        return dataclasses.replace(layout, label_is="text"), True, []
+    called = enumerated(f"{i} {name}" for i, name in enumerate(every[0]))
+    return layout, False, [f"the source's classes, none called as in the task: {called}"]
 
 
 def _repeats(train: Split) -> list[str]:

@@ -87,7 +87,9 @@ def of_task(task: str) -> ConfigDict:
 def _data() -> ConfigDict:
     """Where examples come from."""
     data = ConfigDict()
-    data.source = ""  # package:WHEEL/PART, tfds:NAME or jsonl:DIR
+    # package:WHEEL/PART, tfds:NAME, hf:ORG/NAME[/CONFIG][@REVISION], or a folder or file of one
+    # kind: jsonl:PATH, csv:PATH, parquet:PATH (docs/data.md).
+    data.source = ""
     data.fallback = ""  # used, with a loud warning, where source cannot be had
     data.fields = ""  # "text={title} {description}": template field = source fields
     # Multiple choice: the source's field that holds an example's choices, or one field for each,

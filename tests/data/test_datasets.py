@@ -19,7 +19,7 @@ from icljax.data.task_table import TASKS
 from icljax.data.tasks import get_task
 from icljax.errors import UserError
 from icljax.experiments import config
-from icljax.runtime import downloads
+from icljax.runtime import downloads, network
 from tests.conftest import bounded
 
 MR = TASKS["mr"]
@@ -750,7 +750,7 @@ def serve(monkeypatch, files):
     """Lets tfds' own builders find `files` where they would have downloaded them."""
     import tensorflow_datasets as tfds
 
-    monkeypatch.setattr(sources, "_unreachable", lambda urls: "")
+    monkeypatch.setattr(network, "unreachable", lambda urls: "")
     monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda *_: files)
 
 
@@ -898,7 +898,7 @@ def test_unreachable(monkeypatch, status, expected):
     response = requests.Response()
     response.status_code = status
     monkeypatch.setattr(requests, "head", lambda url, timeout: response)
-    assert sources._unreachable(["https://a.org/x", "https://a.org/y", "ftp://b.org/z"]) == expected
+    assert network.unreachable(["https://a.org/x", "https://a.org/y", "ftp://b.org/z"]) == expected
 
 
 def test_tensorflow_stays_out_where_it_is_installed(tmp_path, monkeypatch):
