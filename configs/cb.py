@@ -2,7 +2,8 @@
 
     python -m icljax.main --config=configs/cb.py --workdir=/tmp/cb
 
-Without a network to TFDS, give a folder: `--config.data.source=jsonl:DIR`.
+Without a network to TFDS, give a folder: `--config.data.source=jsonl:DIR` (or
+csv:DIR, parquet:DIR).
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ Demonstrations, seeds and learning rates are the paper's, as they were selected 
 validation accuracy that is then reported). Whole validation sets; every control.
 
 The models are copies on the Hugging Face hub; local ones: `--config.models=DIR/fairseq-1.3b`.
-SST-5 and Subj need data/sst5 and data/subj as JSONL files, TFDS does not carry them. The released
+SST-5 and Subj come from there too (`pip install 'icljax[hub]'`). The released
 code records attention one step after the answer: `--config.base.record_position=first_label`.
 Never run at these sizes here; `python -m icljax.preflight` says what a single job needs.
 """

@@ -1,8 +1,10 @@
-"""Subj (objective or subjective sentence) from a folder of JSONL files: TFDS does not carry it.
+"""Subj (objective or subjective sentence) from the Hugging Face hub, hf:SetFit/subj.
 
     python -m icljax.main --config=configs/subj.py --workdir=/tmp/subj
 
-Each of {train,test}.jsonl holds lines like {"text": "...", "label": 0}; 0 objective, 1 subjective.
+Needs `pip install 'icljax[hub]'`. Without a network, give a folder:
+`--config.data.source=jsonl:DIR`, in which each of {train,test}.jsonl holds lines like
+{"text": "...", "label": 0}; 0 objective, 1 subjective (or csv:DIR, parquet:DIR).
 """
 
 from ml_collections import ConfigDict

@@ -2,9 +2,10 @@
 
     python -m icljax.main --config=configs/task.py:piqa --workdir=/tmp/piqa
 
-Most sources are TFDS; without a network to it give a folder of JSONL files:
-`--config.data.source=jsonl:DIR`. sst5, subj, dbpedia and storycloze are not in TFDS or cannot be
-downloaded by it: the folder is data/TASK, unless another is given. Of a folder without train.jsonl
+Most sources are TFDS, those of sst5 and subj the Hugging Face hub (`pip install 'icljax[hub]'`);
+without a network give a folder of files: `--config.data.source=jsonl:DIR` (or csv:DIR,
+parquet:DIR). dbpedia, storycloze and race are not in TFDS or cannot be downloaded by it: the folder
+is data/TASK, unless another source is given. Of a folder without train.jsonl
 a part can be held out: `--config.data.train_split='validation[:20%]'` with
 `--config.data.validation_split='validation[20%:]'`.
 """

@@ -219,14 +219,30 @@ class Demonstrations:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """Examples with the normalised text of another, left out of the demonstrations or kept.
+
+    Attributes:
+        kept: whether `data.duplicates` is "keep".
+        evaluated: of the train part, those with the text of an example of the validation split.
+        repeated: of the draws of all seeds, those with the text of the seed's demonstration before.
+    """
+
+    kept: bool
+    evaluated: int
+    repeated: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where examples came from."""
+    """Where examples came from; `duplicates` None: not counted, as in version 0.1.0."""
 
     source: str
     fingerprint: str
     notes: tuple[str, ...] = ()
     evaluated: int
     validation_examples: int
+    duplicates: Duplicates | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

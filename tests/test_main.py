@@ -71,7 +71,7 @@ MISTAKES = {
     "negative rate": (["--config.finetune.learning_rates=-1.0"], "numbers above 0"),
     "choice": (["--config.selection.split=tset"], "one of train, validation"),
     "task": (["--config.task=mrr", "--config.template="], "unknown task 'mrr'; nearest known: mr"),
-    "source": (["--config.data.source=csv:x"], "jsonl:"),
+    "source": (["--config.data.source=xml:x"], "jsonl:"),
     "missing folder": (["--config.data.source=jsonl:/nowhere/at/all"], "/nowhere/at/all"),
     "model": (["--config.model=smolm2"], "neither a known name (smollm2-135m)"),
     "no workdir": (["--workdir="], "--config and --workdir are both needed"),

@@ -62,6 +62,7 @@ def test_what_is_read_is_what_was_written(folder):
 def test_results_of_version_0_1_0_are_read(file):
     found, typed = json.loads(file.read_text()), results.read(file)
     assert "schema" not in found
+    assert typed.data.duplicates is None  # they were not counted then
     for name in SIMILARITIES:
         assert typed.similarities[name].mean == found[name]["mean"]
     for name, control in typed.controls.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from icljax.data import datasets, prompts, tasks
+from icljax.data import prompts, splits, tasks
 from icljax.data.prompts import Encoder, Query
 from icljax.errors import UserError, named
 
@@ -14,7 +14,7 @@ from icljax.errors import UserError, named
 def changed_demonstrations(
     name: str,
     encoder: Encoder,
-    split: datasets.Split,
+    split: splits.Split,
     rows: np.ndarray,
     rng: np.random.Generator,
     words: Sequence[str],

@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 from icljax import checkpoints
 from icljax.catalog import CONTROLS
 from icljax.comparison.changes import changed_demonstrations, other_words
-from icljax.data import datasets, joins, prompts, tasks
+from icljax.data import datasets, joins, prompts, splits, tasks
 from icljax.data.prompts import Demonstrations, Encoder, Queries, Query
 from icljax.errors import UserError
 from icljax.models.decoder import DecoderConfig
+from icljax.results import Duplicates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Inputs:
         rows: the evaluated examples' positions in their source split.
         notes: where the tokens are not those of the whole text, a line each.
         selected_on: what the selection examples are, in words.
+        duplicates: how many examples have the text of another, and what was done with them.
     """
 
     dataset: datasets.Dataset
@@ -51,6 +53,7 @@ class Inputs:
     rows: np.ndarray
     notes: tuple[str, ...]
     selected_on: str
+    duplicates: Duplicates
 
 
 def prepare(
@@ -65,11 +68,8 @@ def prepare(
     dataset = datasets.load(config.data, task)
     encoder = make_encoder(config, checkpoint, task)
     balanced = config.data.balanced
-    drawn = [
-        datasets.draw(dataset.train, config.num_demonstrations, seed, balanced)
-        for seed in config.seeds
-    ]
-    rows = datasets.draw(dataset.validation, config.eval.num_examples, config.eval.seed, balanced)
+    drawn, duplicates = draw_demonstrations(config, dataset)
+    rows = splits.draw(dataset.validation, config.eval.num_examples, config.eval.seed, balanced)
     select_from, selection_rows = draw_selection(config, dataset, drawn, rows)
     vocab_size = checkpoint.config.vocab_size
     queries = readable_queries(encoder, dataset.validation, rows, vocab_size)
@@ -111,6 +111,7 @@ def prepare(
         rows=dataset.validation.indices[rows],
         notes=tuple(notes),
         selected_on=selected_on(config, dataset, drawn, rows, selection_rows),
+        duplicates=duplicates,
     )
 
 
@@ -134,7 +135,7 @@ def pack(config: ConfigDict, queries: list[Query]) -> Queries:
 def _changed(
     config: ConfigDict,
     encoder: Encoder,
-    split: datasets.Split,
+    split: splits.Split,
     shown: list[np.ndarray],
     fit: Callable[[list[list[int]]], list[list[int]]],
 ) -> dict[str, list[list[list[int]]]]:
@@ -200,7 +201,7 @@ def check_ids(what: str, ids: Iterable[int], encoder: Encoder, vocab_size: int) 
 
 
 def readable_queries(
-    encoder: Encoder, split: datasets.Split, rows: np.ndarray, vocab_size: int, start: bool = False
+    encoder: Encoder, split: splits.Split, rows: np.ndarray, vocab_size: int, start: bool = False
 ) -> list[Query]:
     """The queries of some rows, each of which the model can read; `start` as in the encoder.
 
@@ -248,22 +249,47 @@ def fingerprint(inputs: Inputs) -> str:
     return digest.hexdigest()
 
 
+def draw_demonstrations(
+    config: ConfigDict, dataset: datasets.Dataset
+) -> tuple[list[np.ndarray], Duplicates]:
+    """Row numbers of the train part for each seed, and what was done with duplicates.
+
+    No demonstration has the text of an example of the validation split (`datasets.load` leaves
+    those out of the train part), of another demonstration of its seed (left out here), or of a
+    selection example (`draw_selection` leaves those out); with config.data.duplicates "keep", any
+    may have.
+    """
+    drawn, repeated = [], 0
+    keep, asked = config.data.duplicates == "keep", config.num_demonstrations
+    for seed in config.seeds:
+        if keep:
+            rows = splits.draw(dataset.train, asked, seed, config.data.balanced)
+            count = len(splits.repeated(dataset.train, rows))
+        else:
+            rows, count = splits.draw_distinct(dataset.train, asked, seed, config.data.balanced)
+        drawn.append(rows)
+        repeated += count
+    return drawn, Duplicates(kept=keep, evaluated=dataset.shared, repeated=repeated)
+
+
 def draw_selection(
     config: ConfigDict, dataset: datasets.Dataset, drawn: Sequence[np.ndarray], rows: np.ndarray
-) -> tuple[datasets.Split, np.ndarray]:
+) -> tuple[splits.Split, np.ndarray]:
     """The examples on which learning rates (and the seed) are selected.
 
-    Held out of train: none has the text of a demonstration of any seed. "validation", as in the
-    paper: the very examples that are then reported.
+    Held out of train: none has the text of a demonstration of any seed or, where duplicates are
+    kept, none is one. "validation", as in the paper: the very examples that are then reported.
 
     Raises:
         UserError: the demonstrations leave no example.
     """
     if config.selection.split == "validation":
         return dataset.validation, rows
-    exclude = datasets.sharing(dataset.train, dataset.train, np.concatenate(drawn))
+    exclude = np.unique(np.concatenate(drawn))
+    if config.data.duplicates != "keep":
+        exclude = splits.sharing(dataset.train, dataset.train, exclude)
     try:
-        return dataset.train, datasets.draw(
+        return dataset.train, splits.draw(
             dataset.train,
             config.selection.num_examples,
             config.selection.seed,
@@ -290,15 +316,16 @@ def selected_on(
     train, validation = dataset.train, dataset.validation
     demonstrations = np.unique(np.concatenate(drawn))
     if config.selection.split == "validation":
-        shared = datasets.sharing(validation, train, demonstrations)
+        shared = splits.sharing(validation, train, demonstrations)
         count = int(np.isin(selection_rows, shared).sum())
         return (
             f"the validation examples that are reported (as in the paper: optimistic), "
             f"{count or 'none'} with the text of a demonstration"
         )
-    shared = datasets.sharing(train, train, demonstrations)
-    repeated = len(shared) - len(demonstrations)
-    evaluated = np.isin(selection_rows, datasets.sharing(train, validation, rows)).sum()
+    shared = splits.sharing(train, train, demonstrations)
+    keep = config.data.duplicates == "keep"
+    repeated = 0 if keep else len(shared) - len(demonstrations)
+    evaluated = np.isin(selection_rows, splits.sharing(train, validation, rows)).sum()
     count = int(np.isin(selection_rows, shared).sum() + evaluated)
     if count:
         return (
@@ -313,7 +340,7 @@ def selected_on(
 
 
 def demonstration_tokens(
-    encoder: Encoder, split: datasets.Split, rows: np.ndarray, vocab_size: int
+    encoder: Encoder, split: splits.Split, rows: np.ndarray, vocab_size: int
 ) -> list[list[int]]:
     """Input and label tokens of each demonstration."""
     queries = readable_queries(encoder, split, rows, vocab_size, start=True)

@@ -108,6 +108,7 @@ def summarize(
             notes=(*dataset.notes, *balanced, *job.notes),
             evaluated=len(arrays["label"]),
             validation_examples=len(dataset.validation.labels),
+            duplicates=job.duplicates,
         ),
         model=results.Model(
             name=config.model,

@@ -8,52 +8,28 @@ validation split is left in the train split.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from icljax.data.labels import Label, read_labels, unlabelled
+from icljax.data.labels import Label, names_known, read_labels, unlabelled
 from icljax.data.rows import as_read, example
 from icljax.data.sources import Rows, open_source
-from icljax.data.task import Layout, Row, Task, folded, template_fields
-from icljax.data.tasks import layout_of
+from icljax.data.splits import Split, keys
+from icljax.data.task import Layout, Row, Task, normalized, template_fields
+from icljax.data.tasks import layout_of, of_rows
 from icljax.errors import UserError
 from icljax.forms import brief, enumerated
 from icljax.runtime.downloads import Unavailable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Split:
-    """The examples of one split.
-
-    Attributes:
-        name: the split's name in the source.
-        fields: N dicts, template field -> text.
-        labels: int32 [N], position in the task's answers or in the example's choices.
-        indices: int32 [N], position of the example in the source's split, from 0.
-        choices: multiple choice: N lists of texts, of any length from 2; empty: the task has
-            answers.
-    """
-
-    name: str
-    fields: list[dict[str, str]]
-    labels: np.ndarray
-    indices: np.ndarray
-    choices: list[list[str]] = dataclasses.field(default_factory=list)
-
-    def where(self, row: int) -> str:
-        """Returns what an example is called in errors."""
-        return f"example {self.indices[row]} of {self.name!r} (from 0)"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A train and a validation split with no example in common.
+    """A train and a validation split, with no text in common unless duplicates are kept.
 
     Attributes:
         source: the source that was used.
@@ -62,6 +38,8 @@ class Dataset:
         fingerprint: SHA-256 over the texts and labels of both splits, hexadecimal.
         notes: what a reader of the results should know about the data, one line each.
         stand_in: a warning where another source stands in for the one asked for, else empty.
+        shared: how many train examples of the source have the text of one in the validation split:
+            left out of `train` or, with config.data.duplicates "keep", still there.
     """
 
     source: str
@@ -70,8 +48,10 @@ class Dataset:
     fingerprint: str
     notes: tuple[str, ...]
     stand_in: str = ""
+    shared: int = 0
 
 
+_FILES = "give a folder of files: --config.data.source=jsonl:DIR (csv:DIR, parquet:DIR)"
 _HOLD_OUT = (
     "--config.data.train_split='validation[:20%]' --config.data.validation_split='validation[20%:]'"
 )
@@ -86,16 +66,18 @@ def load(config_data: ConfigDict, task: Task) -> Dataset:
     Raises:
         UserError: a mistake in the configuration or in the data, or no source that can be had.
     """
+    keep = config_data.duplicates == "keep"
     try:
-        return _load(config_data.source, _overridden(config_data, task), task)
+        return _load(config_data.source, _overridden(config_data, task), task, keep)
     except Unavailable as error:
         if not config_data.fallback:
-            raise UserError(f"{error}; or set config.data.fallback to another source") from error
+            raise UserError(f"{error}; or {_FILES}, or set config.data.fallback") from error
         reason = error.reason
     try:
-        dataset = _load(config_data.fallback, layout_of(config_data.fallback, task), task)
+        dataset = _load(config_data.fallback, layout_of(config_data.fallback, task), task, keep)
     except Unavailable as error:
-        raise UserError(f"{config_data.source} cannot be had ({reason}), and {error}") from error
+        message = f"{config_data.source} cannot be had ({reason}), and {error}; or {_FILES}"
+        raise UserError(message) from error
     absent = _absent(dataset.train, task)
     if absent:
         raise UserError(
@@ -110,49 +92,7 @@ def load(config_data: ConfigDict, task: Task) -> Dataset:
     return dataclasses.replace(dataset, stand_in=warning)
 
 
-def draw(
-    split: Split, num: int, seed: int, balanced: bool = False, exclude: Iterable[int] = ()
-) -> np.ndarray:
-    """Returns row numbers of `split`, int64 [at most num], shuffled with `seed`.
-
-    Args:
-        split: where to draw from.
-        num: how many; 0: all. Where there are fewer, fewer are returned.
-        seed: of NumPy's default generator.
-        balanced: equally many of each class; what is left over goes to the first classes. With num
-            0, as many of each as the rarest class has.
-        exclude: row numbers not to draw.
-
-    Raises:
-        UserError: nothing is left to draw, or `num` is negative.
-    """
-    if num < 0:
-        raise UserError(f"number of examples {num}: expected 0 (all) or more")
-    order = np.random.default_rng(seed).permutation(len(split.labels))
-    order = order[~np.isin(order, np.fromiter(exclude, np.int64))]
-    drawn = _balanced(split.labels, order, num) if balanced else order[: num or None]
-    if not drawn.size:
-        raise UserError(
-            f"no example left to draw from split {split.name!r} with {len(split.labels)} rows; "
-            f"lower the number of examples or give more data"
-        )
-    return drawn
-
-
-def _balanced(labels: np.ndarray, order: np.ndarray, num: int) -> np.ndarray:
-    """Cuts `order` down to equally many of each class, without changing the order."""
-    classes = np.unique(labels)
-    shuffled = labels[order]
-    if num == 0:
-        num = len(classes) * min(int((shuffled == c).sum()) for c in classes)
-    each, over = divmod(num, len(classes))
-    keep = np.zeros(len(order), bool)
-    for position, label in enumerate(classes):
-        keep[np.flatnonzero(shuffled == label)[: each + (position < over)]] = True
-    return order[keep]
-
-
-def _load(source: str, layout: Layout, task: Task) -> Dataset:
+def _load(source: str, layout: Layout, task: Task, keep: bool) -> Dataset:
     opened = open_source(source)
     names = [
         _existing(source, "train", layout.train, opened.splits),
@@ -168,24 +108,27 @@ def _load(source: str, layout: Layout, task: Task) -> Dataset:
                 f"another with config.data.{role}_split"
             )
     (full, validation), read_as = _convert(raws, layout, task)
-    train = _without(full, validation)
+    distinct = _without(full, validation)
+    train = full if keep else distinct
     for split in (train, validation):
         if not len(split.labels):
             raise UserError(
                 f"split {split.name!r} of {source} has no example (that the validation split has "
                 f"not): choose another with config.data.train_split or config.data.validation_split"
             )
-    dropped = len(full.labels) - len(train.labels)
-    notes = [*opened.notes, *read_as]
+    shared = len(full.labels) - len(distinct.labels)
+    notes = [*opened.notes, *(note for _, raw in raws for note in raw.notes), *read_as]
     if "[" in layout.train:
         notes.append(f"demonstrations are drawn from {layout.train}, {names[1]} is evaluated")
-    if dropped:
-        notes.append(f"{dropped} train examples dropped: also in the validation split")
+    if shared:
+        done = "kept" if keep else "dropped"
+        notes.append(f"{shared} train examples {done}: also in the validation split")
     notes += _repeats(train)
     for split in (train, validation):
         if absent := _absent(split, task):
             notes.append(f"split {split.name!r} has no example of {', '.join(absent)}")
-    return Dataset(source, train, validation, _fingerprint(train, validation), tuple(notes))
+    fingerprint = _fingerprint(train, validation)
+    return Dataset(source, train, validation, fingerprint, tuple(notes), shared=shared)
 
 
 def _absent(split: Split, task: Task) -> list[str]:
@@ -219,7 +162,7 @@ def _overridden(data: ConfigDict, task: Task) -> Layout:
     def under(known: Layout) -> Layout:
         if known.other:
             known = dataclasses.replace(known, other=under(known.other))
-        if data.source.startswith("jsonl:") and data.label not in ("", known.label):
+        if of_rows(data.source) and data.label not in ("", known.label):
             # What is known of one label field does not hold for another of the user's own.
             order = None if known.label_order else known.label_order
             known = dataclasses.replace(known, first=None, label_order=order, note="")
@@ -282,6 +225,8 @@ def _convert(
         The splits, and notes on what was left out and how labels were read.
     """
     splits, labels, left_out = [], [], []
+    layout, by_name, named = _class_names(raws, layout, task)
+    left_out += named
     for name, raw in raws:
         fields, choices, indices = [], [], []
         for i, row in enumerate(raw.rows):
@@ -295,7 +240,10 @@ def _convert(
             fields.append(found.fields)
             if not task.answers:
                 choices.append(found.choices)
-            labels.append(Label(found.label, raw.where(i), found.choices, found.marks))
+            label = found.label
+            if by_name and type(label) is int and 0 <= label < len(raw.names[layout.label]):
+                label = raw.names[layout.label][label]
+            labels.append(Label(label, raw.where(i), found.choices, found.marks))
         if alike := len(raw.rows) - len(fields):
             left_out.append(
                 f"{alike} examples of split {name!r} left out: two of their choices have one text"
@@ -315,45 +263,50 @@ def _convert(
     return read_splits, left_out + notes
 
 
-@functools.lru_cache(maxsize=4)  # of a job's splits: each is asked for several times
-def _keys(split: Split) -> list[tuple[str, ...]]:
-    """What tells each example from the others: its texts, and its choices in whatever order."""
-    choices = split.choices or [[]] * len(split.fields)
-    return [
-        (*map(folded, f.values()), *sorted(map(folded, c)))
-        for f, c in zip(split.fields, choices, strict=True)
-    ]
+def _class_names(
+    raws: Sequence[tuple[str, Rows]], layout: Layout, task: Task
+) -> tuple[Layout, bool, list[str]]:
+    """Whether numbers that the source has names for are read as those names, by text.
 
+    They are where a name is one of the task's. Where none is, the numbers count from 0 in the order
+    of the answers, and a note says what the source calls them.
 
-def sharing(split: Split, of: Split, rows: Iterable[int]) -> np.ndarray:
-    """Returns the rows of `split`, int64, whose texts are those of a row among `rows` of `of`."""
-    keys = _keys(of)
-    texts = {keys[row] for row in rows}
-    found = [i for i, key in enumerate(_keys(split)) if key in texts]
-    return np.array(found, np.int64)
+    Returns:
+        The layout of such labels, whether names stand for numbers, and notes.
+    """
+    every = [raw.names.get(layout.label, ()) for _, raw in raws]
+    if not all(every):
+        return layout, False, []
+    layout = dataclasses.replace(layout, first=0)
+    if not task.answers or layout.label_is not in ("auto", "text"):
+        return layout, False, []
+    if layout.label_is == "text" or any(names_known(names, task) for names in every):
+        return dataclasses.replace(layout, label_is="text"), True, []
+    called = enumerated(f"{i} {name}" for i, name in enumerate(every[0]))
+    return layout, False, [f"the source's classes, none called as in the task: {called}"]
 
 
 def _repeats(train: Split) -> list[str]:
     """A note where examples of the train part have each other's texts."""
     labels: dict[tuple[str, ...], set[str | int]] = {}
-    keys = _keys(train)
-    for i, (key, label) in enumerate(zip(keys, train.labels.tolist(), strict=True)):
+    of_train = keys(train)
+    for i, (key, label) in enumerate(zip(of_train, train.labels.tolist(), strict=True)):
         # In multiple choice the right text counts: the same choices may stand in another order.
-        right = folded(train.choices[i][label]) if train.choices else label
+        right = normalized(train.choices[i][label]) if train.choices else label
         labels.setdefault(key, set()).add(right)
-    if len(labels) == len(keys):
+    if len(labels) == len(of_train):
         return []
     disputed = sum(len(found) > 1 for found in labels.values())
     return [
-        f"{len(keys) - len(labels)} train examples have the text of an earlier one; {disputed} "
+        f"{len(of_train) - len(labels)} train examples have the text of an earlier one; {disputed} "
         f"texts have more than one label"
     ]
 
 
 def _without(train: Split, validation: Split) -> Split:
     """Returns `train` less the examples whose texts are also in `validation`."""
-    seen = set(_keys(validation))
-    keep = [i for i, key in enumerate(_keys(train)) if key not in seen]
+    seen = set(keys(validation))
+    keep = [i for i, key in enumerate(keys(train)) if key not in seen]
     fields = [train.fields[i] for i in keep]
     choices = [train.choices[i] for i in keep] if train.choices else []
     return Split(train.name, fields, train.labels[keep], train.indices[keep], choices)

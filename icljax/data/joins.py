@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from icljax.data.datasets import Split
 from icljax.data.prompts import Encoder, following
+from icljax.data.splits import Split
 from icljax.data.task import Task
 
 _NEAR = 2  # words on each side of a join

@@ -53,6 +53,11 @@ def unlabelled(row: Row, name: str) -> bool:
     return value is None or (isinstance(value, (int, float, np.number)) and value == -1)
 
 
+def names_known(names: Sequence[str], task: Task) -> bool:
+    """Whether any of a source's class names is one of the task's answers, or called so."""
+    return any(_by_text(Label(name, "", (), ()), Layout(), task) is not None for name in names)
+
+
 def read_labels(labels: Sequence[Label], layout: Layout, task: Task) -> tuple[list[int], list[str]]:
     """Returns the labels as positions in the answers or choices, and notes on how they were read.
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from icljax.data.datasets import Split
+from icljax.data.splits import Split
 from icljax.data.task import Task
 from icljax.errors import UserError
 from icljax.types import Array

@@ -1,8 +1,9 @@
-"""A row of a source, in a task's layout: its texts, its choices and their marks, its label."""
+"""Rows as a source has them, and what a task takes out of one: texts, choices, marks, label."""
 
 import dataclasses
+import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,83 @@ from icljax.errors import UserError
 from icljax.forms import brief, encodable, enumerated
 
 Value = str | int | float | None  # of a label
+SLICE = re.compile(r"(.+?)\[(\d{1,9}%?)?:(\d{1,9}%?)?\]")
 
 
 def as_read(text: str) -> str:
     """Returns a choice as a reader of the prompt sees it, in which case is a difference."""
     return unicodedata.normalize("NFC", one_line(text))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """One split as the source has it; row i is called f"{place}{indices[i] + first}" in errors.
+
+    Attributes:
+        rows: field -> value.
+        indices: int32 [N], each row's position in the split or file.
+        place: what stands before its number in errors.
+        first: the number of position 0.
+        names: of a field that numbers classes from 0, their names.
+        notes: what a reader of the results should know about this split, one line each.
+    """
+
+    rows: list[dict[str, Any]]
+    indices: np.ndarray
+    place: str
+    first: int = 0
+    names: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def where(self, i: int) -> str:
+        """What row i is called in an error."""
+        return f"{self.place}{self.indices[i] + self.first}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened source: its splits, how to read one, and what is unusual about it."""
+
+    splits: tuple[str, ...]
+    read: Callable[[str], Rows]
+    notes: tuple[str, ...] = ()
+
+
+def sliced(name: str, rows: Rows) -> Rows:
+    """Cuts rows down to what "split[a:b]" names, as tfds does; a and b are numbers or percents."""
+    if "[" not in name:
+        return rows
+    match = SLICE.fullmatch(name)
+    if not match:
+        raise UserError(
+            f"split {brief(name)}: expected NAME, NAME[:300], NAME[20%:] or NAME[20%:50%]"
+        )
+    count = len(rows.rows)
+    start, end = (
+        round(count * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
+        for bound in (match[2] or "0", match[3] or "100%")
+    )
+    return dataclasses.replace(rows, rows=rows.rows[start:end], indices=rows.indices[start:end])
+
+
+def plain(value: Any) -> Any:
+    """Bytes as text, arrays of them as lists, and dicts inside a row flat: "question_stem"."""
+    if isinstance(value, dict):
+        out = {}
+        for key, inner in value.items():
+            inner = plain(inner)
+            if not isinstance(inner, dict):
+                out[key] = inner
+                continue
+            # A field that is called so itself is the one that is meant.
+            flat = {f"{key}_{k}": v for k, v in inner.items()}
+            out.update({k: v for k, v in flat.items() if k not in value})
+        return out
+    if isinstance(value, (list, tuple)) or (
+        isinstance(value, np.ndarray) and value.dtype == object
+    ):
+        return [plain(x) for x in value]
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
 
 
 @dataclasses.dataclass(frozen=True)

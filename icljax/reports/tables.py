@@ -297,7 +297,7 @@ _SETUP: dict[str, Callable[[Results], str]] = {
 
 def _source(source: str) -> str:
     kind, _, where = source.partition(":")
-    return f"{kind}:{PurePath(where).name}" if kind == "jsonl" else source
+    return f"{kind}:{PurePath(where).name}" if kind in ("jsonl", "csv", "parquet") else source
 
 
 # ----------------------------------------------------------------- what the paper does not have

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from icljax.results import Estimate, Number
+from icljax.results import Duplicates, Estimate, Number
 
 PERCENT = 1, 100  # digits and scale of a share that is written in percent
 
@@ -68,3 +68,13 @@ def seconds(stages: Mapping[str, Number], digits: int = 0) -> str:
     total = sum(filter(None, stages.values()))
     each = ", ".join(f"{k} {number(v, digits)}" for k, v in stages.items())
     return f"{number(total, digits)} ({each})"
+
+
+def duplicates_text(found: Duplicates) -> str:
+    """How many examples have the normalised text of another, and what became of them."""
+    done = "kept among" if found.kept else "left out of"
+    return (
+        f"{done} the demonstrations (by normalised text): {found.evaluated:,} train examples that "
+        f"are also in the validation split, {found.repeated:,} draws that repeat a demonstration "
+        "of their seed"
+    )

@@ -17,8 +17,8 @@ from icljax.comparison.pairs import NAMES
 from icljax.comparison.programs import Subject, make_programs
 from icljax.comparison.reading import compare_settings
 from icljax.data import prompts
-from icljax.data.datasets import Split
 from icljax.data.prompts import Query
+from icljax.data.splits import Split
 from icljax.data.task import Task
 from icljax.experiments import config as config_lib
 from icljax.runtime import sharding

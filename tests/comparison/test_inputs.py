@@ -9,10 +9,12 @@ import pytest
 from icljax import checkpoints
 from icljax.catalog import CONTROLS
 from icljax.comparison import changes, inputs
-from icljax.data import datasets, tasks
+from icljax.data import datasets, splits, tasks
 from icljax.errors import UserError
 from icljax.experiments import config as config_lib
 from icljax.models.decoder import Rope
+from icljax.results import Duplicates
+from tests.conftest import write_reviews
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +194,7 @@ def test_an_unknown_data_control_is_refused(tiny_folder, folder):
 
 def made_up(texts, name):
     labels = np.arange(len(texts), dtype=np.int32) % 2
-    return datasets.Split(name, [{"text": t} for t in texts], labels, np.arange(len(texts)))
+    return splits.Split(name, [{"text": t} for t in texts], labels, np.arange(len(texts)))
 
 
 def drawn_from(train, validation, split="train"):
@@ -200,8 +202,8 @@ def drawn_from(train, validation, split="train"):
     config = config_lib.default()
     config.selection.split, config.selection.num_examples, config.seeds = split, 40, (1, 2)
     dataset = datasets.Dataset("s", made_up(train, "train"), made_up(validation, "val"), "", ())
-    drawn = [datasets.draw(dataset.train, 4, seed) for seed in config.seeds]
-    rows = datasets.draw(dataset.validation, 0, 1)
+    drawn = [splits.draw(dataset.train, 4, seed) for seed in config.seeds]
+    rows = splits.draw(dataset.validation, 0, 1)
     _, selection = inputs.draw_selection(config, dataset, drawn, rows)
     return (
         np.concatenate(drawn),
@@ -252,7 +254,7 @@ def test_selection_without_repeated_texts_is_as_it_was():
     train = [f"text {i}" for i in range(100)]
     demonstrations, selection, said = drawn_from(train, ["v"])
     split = made_up(train, "train")
-    np.testing.assert_array_equal(selection, datasets.draw(split, 40, 0, exclude=demonstrations))
+    np.testing.assert_array_equal(selection, splits.draw(split, 40, 0, exclude=demonstrations))
     assert said.endswith("in no seed's demonstrations and not evaluated")
 
 
@@ -280,3 +282,48 @@ def test_a_job_says_what_was_selected_on(tiny_folder, folder):
     assert said.endswith("in no seed's demonstrations and not evaluated")
     said = prepare(tiny_folder, folder, **ANSWERS, **{"selection.split": "validation"}).selected_on
     assert said.startswith("the validation examples that are reported (as in the paper")
+
+
+def passed_over(seed):
+    """Draws, of 20 texts that are there twice, before the fifth different one."""
+    seen = set()
+    for place, row in enumerate(np.random.default_rng(seed).permutation(40), 1):
+        seen.add(row % 20)
+        if len(seen) == 5:
+            return place - 5
+
+
+def different(prepared):
+    """How many different texts each seed's demonstrations have."""
+    decode, shown = prepared.encoder.tokenizer.decode, prepared.demonstrations.train
+    return [len({" ".join(decode(d.tolist()).lower().split()) for d in seed}) for seed in shown]
+
+
+def test_duplicates_are_counted_and_left_out(tiny_folder, tmp_path):
+    """Every text is there twice; one is also evaluated."""
+    write_reviews(tmp_path, train=20, validation=6)
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    rows += [row | {"text": f" {row['text'].upper()}"} for row in rows]
+    evaluated = (tmp_path / "validation.jsonl").read_text().splitlines()[0]
+    (tmp_path / "train.jsonl").write_text("\n".join([*map(json.dumps, rows), evaluated]))
+    settings = ANSWERS | {"data.fields": "", "data.label": "", "num_demonstrations": 5}
+    settings |= {"seeds": tuple(range(9)), "selection.num_examples": 4}
+
+    dropped = prepare(tiny_folder, tmp_path, **settings)
+    repeated = sum(map(passed_over, range(9)))
+    assert repeated > 1
+    assert dropped.duplicates == Duplicates(kept=False, evaluated=1, repeated=repeated)
+    assert different(dropped) == dropped.used == [5] * 9
+
+    kept = prepare(tiny_folder, tmp_path, **settings, **{"data.duplicates": "keep"})
+    repeated = 45 - sum(different(kept))
+    assert repeated
+    assert kept.duplicates == Duplicates(kept=True, evaluated=1, repeated=repeated)
+    for found in (dropped, kept):
+        assert ("left out" in found.selected_on) == (found is dropped)
+
+
+def test_an_unknown_way_with_duplicates_is_refused(tiny_folder, folder):
+    says = "config.data.duplicates is 'maybe'; expected one of drop, keep: --config.data.duplic"
+    with pytest.raises(UserError, match=says):
+        prepare(tiny_folder, folder, **ANSWERS, **{"data.duplicates": "maybe"})

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icljax.data import datasets, sources
+from icljax.data import datasets, sources, splits
+from icljax.data.task import normalized
 from icljax.data.task_table import TASKS
 from icljax.data.tasks import get_task
 from icljax.errors import UserError
 from icljax.experiments import config
-from icljax.runtime import downloads
+from icljax.runtime import downloads, network
 from tests.conftest import bounded
 
 MR = TASKS["mr"]
@@ -43,7 +44,7 @@ def write_jsonl(folder, **splits):
 
 def make_split(labels):
     labels = np.array(labels, np.int32)
-    return datasets.Split("s", [{"text": str(i)} for i in range(len(labels))], labels, labels * 0)
+    return splits.Split("s", [{"text": str(i)} for i in range(len(labels))], labels, labels * 0)
 
 
 def fails(source, task=MR, **fields):
@@ -749,7 +750,7 @@ def serve(monkeypatch, files):
     """Lets tfds' own builders find `files` where they would have downloaded them."""
     import tensorflow_datasets as tfds
 
-    monkeypatch.setattr(sources, "_unreachable", lambda urls: "")
+    monkeypatch.setattr(network, "unreachable", lambda urls: "")
     monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda *_: files)
 
 
@@ -897,7 +898,7 @@ def test_unreachable(monkeypatch, status, expected):
     response = requests.Response()
     response.status_code = status
     monkeypatch.setattr(requests, "head", lambda url, timeout: response)
-    assert sources._unreachable(["https://a.org/x", "https://a.org/y", "ftp://b.org/z"]) == expected
+    assert network.unreachable(["https://a.org/x", "https://a.org/y", "ftp://b.org/z"]) == expected
 
 
 def test_tensorflow_stays_out_where_it_is_installed(tmp_path, monkeypatch):
@@ -945,11 +946,11 @@ def test_tensorflow_stays_out_where_it_is_installed(tmp_path, monkeypatch):
 def test_draw_is_numpys_permutation():
     split = make_split([0, 1] * 5)
     order = np.random.default_rng(3).permutation(10)
-    np.testing.assert_array_equal(datasets.draw(split, 4, 3), order[:4])
-    np.testing.assert_array_equal(datasets.draw(split, 0, 3), order)
-    np.testing.assert_array_equal(datasets.draw(split, 99, 3), order)
+    np.testing.assert_array_equal(splits.draw(split, 4, 3), order[:4])
+    np.testing.assert_array_equal(splits.draw(split, 0, 3), order)
+    np.testing.assert_array_equal(splits.draw(split, 99, 3), order)
     without = [i for i in order if i not in (0, 7)]
-    np.testing.assert_array_equal(datasets.draw(split, 4, 3, exclude=[0, 7]), without[:4])
+    np.testing.assert_array_equal(splits.draw(split, 4, 3, exclude=[0, 7]), without[:4])
 
 
 @pytest.mark.parametrize(
@@ -958,7 +959,7 @@ def test_draw_is_numpys_permutation():
 )
 def test_balanced_draw(num, counts):
     split = make_split([0] * 20 + [1] * 8 + [2] * 3)
-    drawn = datasets.draw(split, num, seed=5, balanced=True)
+    drawn = splits.draw(split, num, seed=5, balanced=True)
     assert np.bincount(split.labels[drawn]).tolist() == counts
     order = np.random.default_rng(5).permutation(31).tolist()
     positions = [order.index(row) for row in drawn]
@@ -970,7 +971,7 @@ def test_balanced_draw(num, counts):
 
 def test_balanced_draw_without_the_excluded():
     split = make_split([0, 0, 0, 1, 1, 1])
-    drawn = datasets.draw(split, 0, seed=0, balanced=True, exclude=[0, 1])
+    drawn = splits.draw(split, 0, seed=0, balanced=True, exclude=[0, 1])
     assert sorted(split.labels[drawn]) == [0, 1]
     assert not {0, 1} & set(drawn.tolist())
 
@@ -980,4 +981,81 @@ def test_balanced_draw_without_the_excluded():
 )
 def test_bad_draws(num, exclude, says):
     with pytest.raises(UserError, match=says):
-        datasets.draw(make_split([0, 1]), num, seed=1, exclude=exclude)
+        splits.draw(make_split([0, 1]), num, seed=1, exclude=exclude)
+
+
+# Duplicates
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("  The \u00a0 FILM\n", "the film"),
+        ("\uff26\uff49\uff4c\uff4d \u2460", "film 1"),  # full-width letters, a circled digit
+        ("\ufb01ne cafe\u0301", "FINE Caf\u00c9"),
+        ("Stra\u00dfe", "STRASSE"),
+        ("a\u3000b\u2028c", "a b c"),
+        ("", " \t"),
+    ],
+)
+def test_normalized_texts(text, same):
+    assert normalized(text) == normalized(same)
+    assert normalized(normalized(text)) == normalized(text)
+
+
+@pytest.mark.parametrize(("text", "other"), [("a b", "ab"), ("a.", "a"), ("e", "\u00e9")])
+def test_texts_that_stay_different(text, other):
+    assert normalized(text) != normalized(other)
+
+
+def texts_split(texts, labels=None):
+    labels = np.array(labels or [0] * len(texts), np.int32)
+    return splits.Split("s", [{"text": t} for t in texts], labels, np.arange(len(texts)))
+
+
+def test_a_draw_without_a_repeated_text_is_as_it_was():
+    """Also from a split that repeats texts, where the draw itself has none twice."""
+    split = texts_split([f"t{i}" for i in range(50)] + ["T0 "])
+    twice = 0
+    for seed in range(40):
+        before = splits.draw(split, 12, seed)
+        drawn, left_out = splits.draw_distinct(split, 12, seed)
+        if {0, 50} <= set(before.tolist()):
+            twice += 1
+            assert left_out == 1
+            order = np.random.default_rng(seed).permutation(51).tolist()
+            first = min(0, 50, key=order.index)
+            expected = [row for row in order[:13] if row in (first, *range(1, 50))]
+            assert drawn.tolist() == expected
+        else:
+            assert left_out == 0
+            np.testing.assert_array_equal(drawn, before)
+    assert twice  # of 40 seeds, some draw both
+
+
+def test_a_balanced_draw_leaves_out_only_what_it_drew():
+    """A text that a full class has passed over does not keep the other class from it."""
+    split = texts_split([f"a{i}" for i in range(6)] + ["A0", "b"], [0] * 6 + [1] * 2)
+    for seed in range(30):
+        drawn, left_out = splits.draw_distinct(split, 4, seed, balanced=True)
+        before = splits.draw(split, 4, seed, balanced=True)
+        repeats = {0, 6} <= set(before.tolist())
+        assert left_out == repeats
+        assert len({normalized(split.fields[row]["text"]) for row in drawn}) == len(drawn)
+        if not repeats:
+            np.testing.assert_array_equal(drawn, before)
+
+
+def test_a_draw_from_one_text_is_one_example():
+    drawn, left_out = splits.draw_distinct(texts_split(["a", "A", " a"]), 3, 1)
+    assert (len(drawn), left_out) == (1, 2)
+
+
+def test_duplicates_that_are_kept(tmp_path):
+    train = [*TRAIN, {"text": "\uff36al  1", "label": 0}]
+    source = write_jsonl(tmp_path, train=train, validation=VALIDATION)
+    dropped = datasets.load(data_config(source), MR)
+    assert (len(dropped.train.fields), dropped.shared) == (6, 1)
+    kept = datasets.load(data_config(source, duplicates="keep"), MR)
+    assert (len(kept.train.fields), kept.shared) == (7, 1)
+    assert kept.notes == ("1 train examples kept: also in the validation split",)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from icljax.data import prompts
-from icljax.data.datasets import Split
 from icljax.data.prompts import Query
+from icljax.data.splits import Split
 from icljax.data.task import Task
 from icljax.errors import UserError
 from tests.conftest import make_tokenizer

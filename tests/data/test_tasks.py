@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from icljax.data import datasets, sources
+from icljax.data import rows as rows_lib
 from icljax.data.task import template_fields
 from icljax.data.task_table import TASKS
 from icljax.data.tasks import get_task, layout_of
@@ -40,7 +41,7 @@ def test_the_table():
     }  # fmt: skip
     for name, task in TASKS.items():  # every row passes the checks of a user's own task
         assert get_task(name) == task
-        assert re.match("(tfds|package|jsonl):", task.source)
+        assert re.match("(tfds|package|jsonl|hf):", task.source)
 
 
 # What the rows of a source become, and which candidate each label is: (source, row, prompt and
@@ -122,7 +123,7 @@ def test_rows(source, row, expected):
 
 
 def rows_of(rows):
-    return sources.Rows(rows, np.arange(len(rows)), "row ")
+    return rows_lib.Rows(rows, np.arange(len(rows)), "row ")
 
 
 WSC_OWN = {
@@ -389,7 +390,7 @@ def test_sources_are_as_tfds_specifies_them(name, source):
     task, layout = TASKS[name], layout_of(source, TASKS[name])
     with sources._without_tensorflow():
         features = sources._tfds_builder(source.removeprefix("tfds:")).info.features
-        row = sources._plain(made_up(features))
+        row = rows_lib.plain(made_up(features))
     datasets._convert([("s", rows_of([row]))], layout, task)
     names = getattr(dict(features).get(layout.label), "names", None)
     assert names == (LABELS[name].split() if name in LABELS else None)

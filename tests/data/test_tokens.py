@@ -19,7 +19,7 @@ from tokenizers import (
 
 from icljax.checkpoints import load as checkpoints
 from icljax.data import bpe, joins, prompts
-from icljax.data.datasets import Split
+from icljax.data.splits import Split
 from icljax.data.task import Task
 from icljax.errors import UserError
 from tests.comparison.test_inputs import ANSWERS, prepare

@@ -96,6 +96,7 @@ def make_job(stand_in="", answers=None):
         used=[4, 3],
         selection_labels=np.zeros(64),
         selected_on="examples of the train part whose texts are in no seed's demonstrations",
+        duplicates=results.Duplicates(kept=False, evaluated=1234, repeated=5),
         notes=(),
         labels=LABELS,
         rows=np.arange(EXAMPLES),
@@ -329,6 +330,10 @@ def test_setup_is_complete(text, summary):
     rows = dict(table(setup, "", ""))
     assert rows["seconds"] == "63.8 (finetune 61.2, compare 2.5)"
     assert rows["demonstrations"] == "asked 4; used 4 (seed 3), 3 (seed 7)"
+    assert rows["duplicates"] == (
+        "left out of the demonstrations (by normalised text): 1,234 train examples that are also "
+        "in the validation split, 5 draws that repeat a demonstration of their seed"
+    )
     assert rows["data note 1"] == r"a \| b"  # a bar does not end the cell
     for fingerprint in (summary["data"]["fingerprint"], summary["model"]["fingerprint"]):
         assert fingerprint in text
