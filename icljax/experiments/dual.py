@@ -146,7 +146,7 @@ def demonstration_examples(config: ConfigDict, stages: Stages) -> Examples:
     A token's query is the next token's key, a real vector whose answer no step has just set.
     """
     with stages.stage("model", "model (fetched and converted once)", 1) as bar:
-        checkpoint = checkpoints.open_checkpoint(config.model, bar.at)
+        checkpoint = checkpoints.open_checkpoint(config.model, bar.at, stages.note)
     with stages.stage("prompts", "demonstrations", 1):
         demonstrations = prepare(_job_config(config), checkpoint, stages.note).demonstrations
     with stages.stage("encode", "weights, keys and values", 1):
