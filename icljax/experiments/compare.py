@@ -82,7 +82,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
             summary = dataclasses.replace(
                 statistics.summarize(
                     config,
-                    checkpoint,
+                    dataclasses.replace(checkpoint, config=decoder),
                     inputs,
                     measured.chosen,
                     arrays,

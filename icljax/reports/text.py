@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from icljax.results import Estimate, Number
+from icljax.results import Estimate, Model, Number
 
 PERCENT = 1, 100  # digits and scale of a share that is written in percent
 
@@ -68,3 +68,12 @@ def seconds(stages: Mapping[str, Number], digits: int = 0) -> str:
     total = sum(filter(None, stages.values()))
     each = ", ".join(f"{k} {number(v, digits)}" for k, v in stages.items())
     return f"{number(total, digits)} ({each})"
+
+
+def weights(model: Model) -> str:
+    """A line that says what a model's weights are, and where from; "" where results do not."""
+    if not model.source:
+        return ""
+    quantised = f"quantisation {model.quantisation}" if model.quantisation else ""
+    parts = (model.tuning, quantised, f"computed in {model.dtype}", f"from {model.source}")
+    return f"Weights of {model.name}: {'; '.join(filter(None, parts))}."

