@@ -404,6 +404,14 @@ def test_known_name_is_fetched_and_converted(gguf_file, monkeypatch):
     assert NAMED["smollm2-135m"].file.sha256[:12] in got.folder.name
 
 
+def test_a_converted_known_name_is_not_fetched_again(gguf_file, monkeypatch):
+    monkeypatch.setattr(checkpoints.downloads, "fetch", lambda *_: gguf_file)
+    converted = NAMED["gemma-3-270m"].converted
+    checkpoints.locate("gemma-3-270m").rename(converted)  # as that of the real file is called
+    monkeypatch.setattr(checkpoints.downloads, "fetch", lambda *_: pytest.fail("fetched"))
+    assert checkpoints.locate("gemma-3-270m") == converted
+
+
 # ---- The hub, and folders without tokenizer.json -----------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import hashlib
 
 import gguf
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -58,8 +59,6 @@ def test_a_gguf_file(tmp_path, fields, tuning, kind):
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
 def test_a_folder(tmp_path, dtype):
-    import ml_dtypes
-
     config = tiny_llama_config()
     types = {"F32": np.float32, "BF16": ml_dtypes.bfloat16}
     tensors = {name: x.astype(types[dtype]) for name, x in llama_tensors(config).items()}

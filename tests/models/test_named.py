@@ -1,13 +1,16 @@
 """Named models: the table, and the command that lists, fetches and removes them."""
 
 import hashlib
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from icljax.checkpoints import gguf_file, origin
 from icljax.errors import UserError
 from icljax.models import cached
 from icljax.models.named import NAMED, converted_folder
@@ -104,8 +107,6 @@ def test_what_is_in_the_cache(cache):
 
 
 def test_names_are_whole_on_a_narrow_terminal(cache):
-    from rich.console import Console
-
     console = Console(width=80, force_terminal=True, record=True)
     console.print(cached.table(cached.cached()))
     text = console.export_text()
@@ -181,16 +182,9 @@ def test_fetch(cache, tmp_path, monkeypatch, capsys):
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["smollm2-135m", "gemma-3-270m"])
 def test_the_real_file_is_what_the_table_says(name):
-    from icljax.checkpoints import gguf_file, origin
-
     file = NAMED[name].file
     path = downloads.fetch(file)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
     assert origin._of_gguf(path)[1] == NAMED[name].quantisation
-    numbers = 0
-    for tensor in gguf_file.read(path).tensors.values():
-        size = 1
-        for axis in tensor.shape:
-            size *= axis
-        numbers += size
-    assert 4 * numbers == file.becomes
+    tensors = gguf_file.read(path).tensors.values()
+    assert 4 * sum(math.prod(tensor.shape) for tensor in tensors) == file.becomes
