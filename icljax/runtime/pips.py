@@ -60,6 +60,13 @@ class _Pip:
     process: subprocess.Popen[bytes]
     folder: Path
 
+    def end(self) -> None:
+        """Stops it, where it has not ended."""
+        self.process.kill()  # does nothing to one that has ended
+        self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
     def bytes_so_far(self) -> int:
         """The size of the largest file under the folder: what is there of the wheel."""
         largest = 0
@@ -101,6 +108,7 @@ def download(
                 if pip.process.poll() is None:
                     so_far[requirement] = max(so_far[requirement], pip.bytes_so_far())
                     continue
+                pip.end()
                 wheel = _wheel(requirement, pip)
                 so_far[requirement] = wheel.stat().st_size
                 keep(requirement, wheel)
@@ -109,8 +117,7 @@ def download(
             progress(sum(so_far.values()))
     finally:
         for pip in running.values():
-            pip.process.kill()  # does nothing to one that has ended
-            pip.process.wait()
+            pip.end()
 
 
 def _start(requirement: str, folder: Path) -> _Pip:
@@ -132,8 +139,6 @@ def _popen(command: list[str], temporary: Path, errors: BinaryIO) -> subprocess.
 
 def _wheel(requirement: str, pip: _Pip) -> Path:
     """What a pip that has ended leaves in its folder."""
-    if pip.process.stdin is not None:
-        pip.process.stdin.close()
     wheel = next(pip.folder.glob("*.whl"), None)
     if wheel is None or pip.process.returncode != 0:
         lines = _errors(pip.folder).read_text(errors="replace").strip().splitlines()
