@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from rich.console import Console
-from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     Task,
@@ -51,7 +50,7 @@ class _Amount(TaskProgressColumn):
         """What a bar shows."""
         if task.fields.get("unit") != "bytes":
             return super().render(task)
-        return Text(f"{decimal(int(task.completed))} of {decimal(int(task.total or 0))}")
+        return Text(f"{task.completed / 1e6:.0f}/{(task.total or 0) / 1e6:.0f} MB")
 
 
 class Stages:
@@ -66,7 +65,7 @@ class Stages:
         self.seconds: dict[str, float] = {}
         self._progress = Live(
             TextColumn("{task.description:<34}"),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=10),
             _Amount(),
             TimeElapsedColumn(),
             TextColumn("left"),
