@@ -9,7 +9,7 @@ Shape glossary: R seeds, C numbers of examples, L layers, X points of a curve, G
 
 from dataclasses import dataclass, field
 
-from icljax.results import Estimate, Interval, Made, Number, Provenance
+from icljax.results import Estimate, Interval, Made, Model, Number, Provenance
 
 # ---------------------------------------------------------------------------------- regression
 
@@ -137,9 +137,11 @@ class Dual(Made):
         kinds: by their names.
         holds: whether every row does.
         seconds: of each stage.
+        model: whose keys and values they are; None where they are random.
     """
 
     examples: dict[str, int]
+    model: Model | None = None
     bars: dict[str, float]
     kinds: dict[str, Optimizer]
     dual: tuple[DualRow, ...]

@@ -247,12 +247,24 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What was asked for as model, weights and attention; `attention` "": the checkpoint's own."""
+    """What was asked for as model, weights and attention, and what the checkpoint's weights are.
+
+    Attributes:
+        attention: "": the checkpoint's own.
+        tuning: "base", "instruct", or what the file calls it; "" where nothing says so.
+        quantisation: of the file that was dequantised, or "none" and the types it is stored in.
+        dtype: of matrix products.
+        source: where the weights come from; "" in results that are older than these four.
+    """
 
     name: str
     weights: str = "trained"
     attention: str = ""
     fingerprint: str = ""
+    tuning: str = ""
+    quantisation: str = ""
+    dtype: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

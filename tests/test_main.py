@@ -73,7 +73,7 @@ MISTAKES = {
     "task": (["--config.task=mrr", "--config.template="], "unknown task 'mrr'; nearest known: mr"),
     "source": (["--config.data.source=xml:x"], "jsonl:"),
     "missing folder": (["--config.data.source=jsonl:/nowhere/at/all"], "/nowhere/at/all"),
-    "model": (["--config.model=smolm2"], "neither a known name (smollm2-135m)"),
+    "model": (["--config.model=smolm2"], "neither a known name (smollm2-135m, "),
     "no workdir": (["--workdir="], "--config and --workdir are both needed"),
     "stray argument": (["extra"], "unexpected argument 'extra'"),
     "unknown flag": (["--wrokdir=x"], "wrokdir"),

@@ -4,7 +4,6 @@ Nothing in a file is executed, and what is in it is used or named. Everything en
 that of a Hugging Face folder with safetensors files.
 """
 
-from icljax.checkpoints.load import PACKAGED as PACKAGED
 from icljax.checkpoints.load import Checkpoint as Checkpoint
 from icljax.checkpoints.load import fingerprint as fingerprint
 from icljax.checkpoints.load import load_params as load_params

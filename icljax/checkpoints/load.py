@@ -19,18 +19,19 @@ from tokenizers import Tokenizer
 
 from icljax import forms
 from icljax.checkpoints import stream
+from icljax.checkpoints.origin import Origin, of_model
 from icljax.checkpoints.tensor_files import INDEX, weight_files
 from icljax.data import bpe
 from icljax.errors import UserError
 from icljax.models.architectures import ARCHITECTURES
 from icljax.models.decoder import DecoderConfig
 from icljax.models.families import decoder_config
+from icljax.models.named import NAMED, converted_folder
 from icljax.models.plans import plan
 from icljax.runtime import downloads
+from icljax.runtime.downloads import Note
+from icljax.runtime.progress import Progress
 from icljax.types import Params
-
-# Models that a package index carries whole.
-PACKAGED = {"smollm2-135m": downloads.SMOLLM2}
 
 _ADAPTER = "adapter_config.json"  # PEFT's: changes to a model that is elsewhere
 # What a model is read from on the hub: its description, then the first kind of weights it has.
@@ -45,8 +46,6 @@ _IDS = forms.Form(
     f"{_ID.expected}, or a list of such",
     lambda value: _ID.holds(value) or (value != [] and forms.listed(_ID).holds(value)),
 )
-
-Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +67,22 @@ class Checkpoint:
     bos: int
     eos: int
 
+    @property
+    def origin(self) -> Origin:
+        """What its weights are and where they come from, read anew."""
+        return of_model(self.name, self.folder)
 
-def open_checkpoint(name: str, progress: Progress | None = None) -> Checkpoint:
+
+def open_checkpoint(name: str, progress: Progress | None = None, note: Note = print) -> Checkpoint:
     """Finds (or fetches and converts) a model and reads its config and tokenizer, not its weights.
+
+    Args:
+        name, progress, note: as of `locate`.
 
     Raises:
         UserError: for an unknown name, a damaged file, an unsupported architecture.
     """
-    folder = locate(name, progress)
+    folder = locate(name, progress, note)
     hf_config = _read_json(folder / "config.json")
     config = decoder_config(hf_config, folder)
     tokenizer = _read_tokenizer(folder, hf_config)
@@ -86,22 +93,25 @@ def open_checkpoint(name: str, progress: Progress | None = None) -> Checkpoint:
 # ---- Where it is -------------------------------------------------------------------------------
 
 
-def locate(name: str, progress: Progress | None = None) -> Path:
+def locate(name: str, progress: Progress | None = None, note: Note = print) -> Path:
     """The Hugging Face folder of a model.
 
     Args:
-        name: a packaged name; a folder; a .gguf file; fairseq's model.pt or its folder; a name on
-            the Hugging Face hub, "org/name" or "org/name@revision".
+        name: one of `models.named`; a folder; a .gguf file; fairseq's model.pt or its folder; a
+            name on the Hugging Face hub, "org/name" or "org/name@revision".
         progress: called with (done, in all) while a model is fetched or converted.
+        note: takes the lines that say what is fetched, and under which terms.
 
     Raises:
-        Unavailable: for a name on the hub that cannot be had here and now.
+        Unavailable: for a known name, or one on the hub, that cannot be had here and now.
         UserError: for anything else that gives no model.
     """
     path = downloads.user_path(name, "model")
-    if name in PACKAGED:
-        gguf, sha256 = downloads.fetch(PACKAGED[name], progress), PACKAGED[name].sha256
-        return _convert_gguf(gguf, sha256, progress)
+    if name in NAMED:
+        file, done = NAMED[name].file, NAMED[name].converted
+        if (done / "config.json").is_file():
+            return done
+        return _convert_gguf(downloads.fetch(file, progress, note), file.sha256, progress)
     if path.is_dir():
         return _as_safetensors(path)
     if path.is_file() and path.suffix == ".gguf":
@@ -117,7 +127,7 @@ def locate(name: str, progress: Progress | None = None) -> Path:
     if on_hub:
         return _as_safetensors(_download(*on_hub.groups()))
     raise UserError(
-        f"model {forms.shown(name)} is neither a known name ({', '.join(PACKAGED)}) nor an "
+        f"model {forms.shown(name)} is neither a known name ({', '.join(NAMED)}) nor an "
         "existing folder or .gguf file, nor a hub name (org/name); give one with "
         "--config.model=NAME_OR_FOLDER"
     )
@@ -169,7 +179,7 @@ def _convert_fairseq(file: Path) -> Path:
 
 def _converted(stem: str, sha256: str, convert: Callable[[Path], None]) -> Path:
     """The folder in the cache that `convert` makes, once for each content."""
-    folder = downloads.cache_dir() / "models" / f"{stem}-{sha256[:12]}"
+    folder = converted_folder(stem, sha256)
     if not (folder / "config.json").is_file():
         with downloads.writing(downloads.cache_dir()):
             convert(folder)

@@ -115,6 +115,8 @@ def summarize(
             weights=config.weights,
             attention=config.attention.kind,  # empty: the checkpoint's own
             fingerprint=checkpoints.fingerprint(checkpoint.folder),
+            dtype=checkpoint.config.dtype,
+            **vars(checkpoint.origin),
         ),
         **vars(provenance(config)),
     )

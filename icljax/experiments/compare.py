@@ -49,7 +49,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     with Stages(console) as stages, processes.ending_after_commits():
         with stages.stage("model", "model (fetched and converted once)", 1) as bar:
-            checkpoint = checkpoints.open_checkpoint(config.model, bar.at)
+            checkpoint = checkpoints.open_checkpoint(config.model, bar.at, stages.note)
         with stages.stage("prompts", "data and prompts", 1):
             inputs = prepare(config, checkpoint, stages.note)
         if inputs.dataset.stand_in:
@@ -82,7 +82,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
             summary = dataclasses.replace(
                 statistics.summarize(
                     config,
-                    checkpoint,
+                    dataclasses.replace(checkpoint, config=decoder),
                     inputs,
                     measured.chosen,
                     arrays,

@@ -35,8 +35,8 @@ def default() -> ConfigDict:
     config.template = ""
     config.answers = ()
 
-    # smollm2-135m, a Hugging Face folder or hub name (ORG/NAME), a .gguf file, a fairseq model.pt
-    # (docs/models.md).
+    # A name that python -m icljax.models lists, a Hugging Face folder or hub name (ORG/NAME), a
+    # .gguf file, a fairseq model.pt (docs/models.md).
     config.model = "smollm2-135m"
 
     # How its layers mix tokens: kinds of icljax/attention/recurrence.py, repeated over the layers,

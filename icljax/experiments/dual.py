@@ -47,6 +47,7 @@ from icljax.reports import dual as dual_report
 from icljax.reports import report
 from icljax.reports.dual import LITERATURE
 from icljax.reports.dual import show as show
+from icljax.results import Model
 from icljax.runtime import workdir
 from icljax.runtime.progress import Stages
 
@@ -140,13 +141,13 @@ def random_examples(config: ConfigDict) -> Examples:
     return Examples(q, k, v, rng.uniform(0.5, 1, k.shape[:3]))
 
 
-def demonstration_examples(config: ConfigDict, stages: Stages) -> Examples:
+def demonstration_examples(config: ConfigDict, stages: Stages) -> tuple[Examples, Model]:
     """Keys and values of the demonstrations' tokens (no BOS, no separators) in every layer.
 
     A token's query is the next token's key, a real vector whose answer no step has just set.
     """
     with stages.stage("model", "model (fetched and converted once)", 1) as bar:
-        checkpoint = checkpoints.open_checkpoint(config.model, bar.at)
+        checkpoint = checkpoints.open_checkpoint(config.model, bar.at, stages.note)
     with stages.stage("prompts", "demonstrations", 1):
         demonstrations = prepare(_job_config(config), checkpoint, stages.note).demonstrations
     with stages.stage("encode", "weights, keys and values", 1):
@@ -157,7 +158,8 @@ def demonstration_examples(config: ConfigDict, stages: Stages) -> Examples:
         columns = demonstrations.columns[0][np.asarray(demonstrations.example[0]) >= 0]
         k, v = (np.asarray(x, np.float64)[:, columns] for x in (state.keys, state.values))
     vary = np.random.default_rng(config.seed).uniform(0.5, 1, k.shape[:3])
-    return Examples(np.roll(k, -1, 1), k, v, vary)
+    model = Model(name=config.model, dtype=decoder.dtype, **vars(checkpoint.origin))
+    return Examples(np.roll(k, -1, 1), k, v, vary), model
 
 
 # --------------------------------------------------------------------------------------- experiment
@@ -174,10 +176,11 @@ def run(config: ConfigDict, path: Path, console: Console) -> Results:
     rows = [(name, variant) for name in found for variant in config.variants]
     # Elsewhere than on a CPU, float32 products are rounded to less unless it is asked for.
     with Stages(console) as stages, jax.default_matmul_precision("highest"):
+        model = None
         if config.source == "random":
             examples = random_examples(config)
         else:
-            examples = demonstration_examples(config, stages)
+            examples, model = demonstration_examples(config, stages)
         dual = []
         with stages.stage("dual", "attention against optax", len(rows)) as advance:
             for name, variant in rows:
@@ -197,6 +200,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> Results:
         "config": workdir.as_plain(config),
         "versions": {"jax": jax.__version__, "optax": optax.__version__},
         "examples": dict(zip("LTGK", np.shape(examples.k), strict=True)),
+        "model": dataclasses.asdict(model) if model else None,
         "bars": BARS,
         "kinds": {name: describe(kind) for name, kind in found.items()},
         "dual": dual,

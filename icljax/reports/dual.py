@@ -11,6 +11,7 @@ from icljax.reports import console as console_lib
 from icljax.reports import paper
 from icljax.reports import report as report_lib
 from icljax.reports.document import Cell, Notice, Report, Row, Table, row, section
+from icljax.reports.text import weights
 
 LITERATURE = {
     "linear": "linear attention (Katharopoulos et al. 2020, Schlag et al. 2021)",
@@ -67,7 +68,7 @@ def report(results: Dual) -> Report:
     )
     return Report(
         "Attention is an optimizer: the dual form, exact",
-        (_headline(results), _source_text(results)),
+        (_headline(results), *_source_texts(results)),
         sections,
         paper.SOURCES[:1],
         "In-context learning against optimizers",
@@ -80,7 +81,7 @@ def console_blocks(results: Dual) -> list[str | Table | Notice]:
     title = f"Attention = optimizer, largest relative difference (bars {bars})"
     title2 = f"Forms, largest relative difference from recurrent (bar {results.bars['float32']:g})"
     tables = (_dual_table(results, title), _forms_table(results, title2))
-    return [*tables, _source_text(results), _headline(results)]
+    return [*tables, *_source_texts(results), _headline(results)]
 
 
 def _bars(results: Dual) -> list[str]:
@@ -96,12 +97,14 @@ def _headline(results: Dual) -> str | Notice:
     return text if results.holds else Notice(f"FAILS: {text}")
 
 
-def _source_text(results: Dual) -> str:
+def _source_texts(results: Dual) -> list[str]:
     config, n = results.config, results.examples
     where = "random vectors"
     if config["source"] != "random":
         where = f"keys and values of {config['task'].upper()} demonstrations in {config['model']}"
-    return f"On {where}: {n['T']} tokens, {n['L']} layers, {n['G']} heads, width {n['K']}."
+    sizes = f"{n['T']} tokens, {n['L']} layers, {n['G']} heads, width {n['K']}"
+    told = weights(results.model) if results.model else ""
+    return [f"On {where}: {sizes}.", *filter(None, [told])]
 
 
 def _dual_table(results: Dual, title: str) -> Table:

@@ -47,6 +47,7 @@ from icljax.reports.text import (
     number,
     percent,
     seconds,
+    weights,
 )
 from icljax.results import UNKNOWN, Accuracy, Control, Estimate, Recall, Results, Series
 
@@ -60,6 +61,7 @@ def report(results: Results) -> Report:
     lead: tuple[Block, ...] = (
         *stand_in,
         about(results),
+        *filter(None, [weights(results.model)]),
         "ZSL: the model sees the query alone. ICL: demonstrations stand before it. FT: the model "
         "is finetuned on the same demonstrations and sees the query alone.",
     )

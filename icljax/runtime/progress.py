@@ -4,33 +4,53 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    Progress,
+    Task,
     TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Live
+from rich.text import Text
+
+
+class Progress(Protocol):
+    """Takes how many units are done of how many, where the total is known only on the way."""
+
+    def __call__(self, done: int, total: int, unit: str = "", /) -> None:
+        """Says so; `unit`: "bytes", or "" for what is counted in percent."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
     """The bar of one stage; called with a number of units, it says that they are done."""
 
-    progress: Progress
+    progress: Live
     task: TaskID
 
     def __call__(self, done: int) -> None:
         """Adds units to those done."""
         self.progress.advance(self.task, done)
 
-    def at(self, done: int, total: int) -> None:
-        """Says how many are done of how many, where the total is known only on the way."""
-        self.progress.update(self.task, completed=done, total=max(total, 1))
+    def at(self, done: int, total: int, unit: str = "", /) -> None:
+        """As `Progress`."""
+        self.progress.update(self.task, completed=done, total=max(total, 1), unit=unit)
+
+
+class _Amount(TaskProgressColumn):
+    """The percentage that is done; of bytes, how many of how many."""
+
+    def render(self, task: Task) -> Text:
+        """What a bar shows."""
+        if task.fields.get("unit") != "bytes":
+            return super().render(task)
+        return Text(f"{task.completed / 1e6:.0f}/{(task.total or 0) / 1e6:.0f} MB")
 
 
 class Stages:
@@ -43,10 +63,10 @@ class Stages:
     def __init__(self, console: Console):
         self.console = console
         self.seconds: dict[str, float] = {}
-        self._progress = Progress(
+        self._progress = Live(
             TextColumn("{task.description:<34}"),
-            BarColumn(bar_width=16),
-            TaskProgressColumn(),
+            BarColumn(bar_width=10),
+            _Amount(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),

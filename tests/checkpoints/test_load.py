@@ -18,6 +18,7 @@ from icljax.checkpoints import load as checkpoints
 from icljax.comparison import finetune
 from icljax.errors import UserError
 from icljax.models.decoder import Decoder, Rope, init_params
+from icljax.models.named import NAMED
 from icljax.runtime import downloads
 from tests.checkpoints.test_from_gguf import (
     FFN,
@@ -400,7 +401,15 @@ def test_known_name_is_fetched_and_converted(gguf_file, monkeypatch):
     monkeypatch.setattr(checkpoints.downloads, "fetch", lambda *_: gguf_file)
     got = checkpoints.open_checkpoint("smollm2-135m")
     assert got.name == "smollm2-135m"
-    assert checkpoints.downloads.SMOLLM2.sha256[:12] in got.folder.name
+    assert NAMED["smollm2-135m"].file.sha256[:12] in got.folder.name
+
+
+def test_a_converted_known_name_is_not_fetched_again(gguf_file, monkeypatch):
+    monkeypatch.setattr(checkpoints.downloads, "fetch", lambda *_: gguf_file)
+    converted = NAMED["gemma-3-270m"].converted
+    checkpoints.locate("gemma-3-270m").rename(converted)  # as that of the real file is called
+    monkeypatch.setattr(checkpoints.downloads, "fetch", lambda *_: pytest.fail("fetched"))
+    assert checkpoints.locate("gemma-3-270m") == converted
 
 
 # ---- The hub, and folders without tokenizer.json -----------------------------------------------
@@ -525,7 +534,7 @@ def fails(folder):
 )
 def test_unknown_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "neither a known name (smollm2-135m) nor" in fails(name)
+    assert f"neither a known name ({', '.join(NAMED)}) nor" in fails(name)
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a\nb"])

@@ -155,10 +155,11 @@ def test_the_demonstrations_of_a_model(tiny_folder, reviews):
     config.num_demonstrations = 3
     dual.validate(config)
     with Stages(Console(file=io.StringIO())) as stages:
-        examples = dual.demonstration_examples(config, stages)
+        examples, model = dual.demonstration_examples(config, stages)
     layers, tokens, groups, width = examples.k.shape
     assert (layers, groups, width) == (3, 2, 8)
     assert tokens > 3 * 5
+    assert (model.quantisation, model.dtype) == ("none: F32 100 %", "float32")
     np.testing.assert_array_equal(examples.q[:, :-1], examples.k[:, 1:])
     assert len(np.unique(examples.v[:, :, 0, 0])) > layers * tokens / 2  # not padding
 

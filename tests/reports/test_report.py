@@ -14,6 +14,7 @@ from rich.console import Console
 
 from icljax import results
 from icljax.catalog import CONTROL_KINDS, CONTROLS, SETTINGS, SIMILARITIES
+from icljax.checkpoints.origin import Origin
 from icljax.comparison import statistics
 from icljax.comparison.grid import Chosen, Dose
 from icljax.comparison.pairs import NAMES
@@ -119,7 +120,9 @@ def make_results(folder, arrays, job=None, best_seed=None, names=None, **changes
     loss = np.array([[5.0, 4.0, np.nan], [5.5, 4.5, 900.0]])  # one diverged, one nearly
     dose = make_dose(np.random.default_rng(9))
     chosen = Chosen(None, np.array([1, 0]), loss / 1000, loss / 1000, loss, dose)
-    checkpoint = types.SimpleNamespace(folder=folder)
+    origin = Origin("instruct", "Q4_1: Q4_1 79 %, Q8_0 21 %", "folder tiny")
+    dtype = types.SimpleNamespace(dtype="float32")
+    checkpoint = types.SimpleNamespace(folder=folder, config=dtype, origin=origin)
     controls = make_controls(config.controls.names if names is None else names)
     given = (config, checkpoint, job or make_job(), chosen, arrays, best_seed, controls)
     summary = results.to_plain(statistics.summarize(*given))
@@ -323,6 +326,23 @@ def test_selection_names_rates_counts_and_what_diverged(text):
     assert rows[0][2:] == ["0.5 / 0.005 / 5.00", "0.4 / 0.004 / 4.00", "- / - / -"]
     assert "on 64 examples" in text
     assert "in no seed's demonstrations" in text
+
+
+def test_what_the_weights_are(text, summary):
+    told = (
+        f"Weights of {summary['model']['name']}: instruct; quantisation Q4_1: Q4_1 79 %, Q8_0 21 "
+        "%; computed in float32; from folder tiny."
+    )
+    assert text.count(told.replace("_", r"\_")) == 1  # Markdown's
+    assert told in summaries.console_blocks(typed(summary))
+
+
+def test_results_that_do_not_say_what_the_weights_are(summary):
+    """As those of version 0.1.0."""
+    older = {k: summary["model"][k] for k in ("name", "weights", "attention", "fingerprint")}
+    summary = summary | {"model": older}
+    assert "Weights of" not in markdown(summary)
+    assert not any("Weights of" in str(b) for b in summaries.console_blocks(typed(summary)))
 
 
 def test_setup_is_complete(text, summary):

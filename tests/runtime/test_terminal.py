@@ -9,9 +9,11 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from icljax.reports import summary
 from icljax.runtime import chunks, terminal, workdir
+from icljax.runtime.progress import Stages
 from tests.reports.test_tables import job, real  # noqa: F401
 from tests.test_main import ROOT, tiny_flags
 
@@ -200,3 +202,17 @@ def test_ctrl_c_keeps_what_is_committed(tiny_folder, reviews, tmp_path):
     assert said.count("\n") == 1
     assert list((path / chunks.FOLDER).glob("*.npz"))
     assert not (path / workdir.LOCK).exists()
+
+
+def test_a_bar_of_bytes_fits_a_terminal():
+    """Bytes as megabytes, anything else in percent, and the time left beside both."""
+    console = Console(width=80, force_terminal=True, file=io.StringIO())
+    with Stages(console) as stages, stages.stage("a", "model (fetched and converted once)", 1) as b:
+        b.at(200_000_000, 1_092_845_809, "bytes")
+        stages._progress.refresh()
+        b.at(3, 10)
+        stages._progress.refresh()
+    shown = console.file.getvalue()
+    assert re.search(r"200/1093 MB.*left.*-:--:--", shown)
+    assert " 30%" in shown
+    assert "…" not in shown
