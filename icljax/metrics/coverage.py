@@ -78,8 +78,7 @@ def _ratio(x: np.ndarray) -> float:
     """Of a sum over another that varies with it, 2 on average."""
     below = 10 + x
     above = 2 * below + x[:, ::-1]
-    pairs = zip(np.moveaxis(above, -1, 0), np.moveaxis(below, -1, 0), strict=True)
-    return float(np.mean([covered(by_seed.ratio_estimate(a, b), 2.0) for a, b in pairs]))
+    return covered(by_seed.ratio_estimate(above, below), 2.0)
 
 
 def _bootstrap(x: np.ndarray) -> float:
@@ -128,7 +127,8 @@ def rates(
         for name, noise in NOISES.items():
             for count in seeds:
                 # Matrices are large: fewer samples where there are more seeds.
-                most = samples if sampler is values else max(400, samples * 3 // count**2)
+                few = max(min(samples, 400), samples * 3 // count**2)
+                most = samples if sampler is values else few
                 rng = np.random.default_rng(count)
                 out[kind, name, count] = rate(sampler(rng, count, noise, most))
     return out

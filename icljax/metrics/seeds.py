@@ -13,6 +13,7 @@ Shapes: icljax/metrics/__init__.py, and
 is right.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -138,19 +139,19 @@ def _variance(values: np.ndarray) -> np.ndarray:
 
 
 def ratio_estimate(
-    numerator: Real[ArrayLike, "R N"], denominator: Real[ArrayLike, "R N"]
+    numerator: Real[ArrayLike, "R N *rest"], denominator: Real[ArrayLike, "R N *rest"]
 ) -> SeedEstimate:
     """Sum of numerator / sum of denominator over seeds and queries, as in Rec2FTP.
 
     The error is that of its linear part (the delta method): of numerator - ratio * denominator.
 
     Returns:
-        SeedEstimate of []; NaN where the denominator is 0 throughout.
+        SeedEstimate of [...]; NaN where the denominator is 0 throughout.
     """
     above, below = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = above.sum() / below.sum()
-        linear = seed_estimate((above - ratio * below) / below.mean())
+        ratio = above.sum((0, 1)) / below.sum((0, 1))
+        linear = seed_estimate((above - ratio * below) / below.mean((0, 1)))
     return linear._replace(mean=np.asarray(ratio))
 
 
@@ -217,15 +218,20 @@ def permutation_p(matrix: Real[ArrayLike, "R R"], seed: int = 0) -> float:
     """
     matrix = np.asarray(matrix, np.float64)
     seeds = len(matrix)
-    if seeds <= _ALL_ORDERS:
-        orders = np.asarray(list(itertools.permutations(range(seeds))))
-    else:
-        rng = np.random.default_rng(seed)
-        drawn = rng.permuted(np.tile(np.arange(seeds), (_RANDOM_ORDERS, 1)), axis=1)
-        orders = np.concatenate([np.arange(seeds)[None], drawn])
+    orders = _orders(seeds, seed)
     total = matrix[np.arange(seeds), orders].sum(1)
     tolerance = 1e-12 * np.abs(matrix).sum()  # the order of a sum is no difference
     return float(np.mean(total >= np.trace(matrix) - tolerance))
+
+
+@functools.cache
+def _orders(seeds: int, seed: int) -> np.ndarray:
+    """Every order of the seeds, or random ones with the true one before them: [orders, R]."""
+    if seeds <= _ALL_ORDERS:
+        return np.asarray(list(itertools.permutations(range(seeds))))
+    rng = np.random.default_rng(seed)
+    drawn = rng.permuted(np.tile(np.arange(seeds), (_RANDOM_ORDERS, 1)), axis=1)
+    return np.concatenate([np.arange(seeds)[None], drawn])
 
 
 # ---- Many claims, and what is said of each -------------------------------------------------------

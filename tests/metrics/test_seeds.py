@@ -167,9 +167,9 @@ def test_margin_out_of_range():
 
 def test_coverage_of_intervals():
     kinds = {k: v for k, v in coverage.INTERVALS.items() if "estimate" in k}
-    found = coverage.rates(kinds, (3, 5, 8), 2000)
+    found = coverage.rates(kinds, (3, 5, 8), 1500)
     for case, rate in found.items():
-        slack = 2 * math.sqrt(0.05 * 0.95 / (400 if "own" in case[0] else 2000))
+        slack = 2 * math.sqrt(0.05 * 0.95 / (400 if "own" in case[0] else 1500))
         assert 0.93 - slack <= rate <= 0.97 + slack, (case, rate)
 
 
@@ -189,7 +189,7 @@ def test_few_seeds_are_too_sure_without_the_queries_part():
 
 
 def test_command_prints_both_tables(capsys):
-    coverage.main(["40"])
+    coverage.main(["20"])
     out = capsys.readouterr().out
     assert "Intervals at 95 %" in out
     assert "Tests at 5 %" in out
