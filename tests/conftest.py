@@ -1,17 +1,15 @@
 """What every test shares: strict JAX settings, and a tiny model with a real tokenizer on disk."""
 
+import contextlib
+import functools
 import json
 import os
-import tempfile
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# All processes of a session share their compiled programs: the workers, and the commands that tests
-# run. Nothing is left behind for the next session.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    _PROGRAMS = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis
 import jax
@@ -25,6 +23,53 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 _ROOMS = ["icljax.attention", "icljax.metrics", "icljax.models.decoder"]
 install_import_hook(_ROOMS, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Compiling takes longer than running where models are tiny: a third of the time with these.
+_FAST_COMPILATION = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false"
+)
+_MOST_BYTES = 2 << 30  # of compiled programs that are kept
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets up compilation, before JAX starts its devices and pytest its workers.
+
+    All processes of a session, and the next session, share their compiled programs: the workers,
+    and the commands that tests run. Real models run longer than they compile: with marks of its own
+    choice, a session compiles as users do.
+    """
+    if hasattr(config, "workerinput"):
+        return
+    kept = Path(config.cache.mkdir("programs"))
+    if sum(file.stat().st_size for file in kept.iterdir()) > _MOST_BYTES:
+        shutil.rmtree(kept)
+        kept.mkdir()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(kept)
+    jax.config.update("jax_compilation_cache_dir", str(kept))
+    if config.option.markexpr in config.getini("addopts"):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FAST_COMPILATION}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Jobs of one model and one configuration share their programs: none is traced twice."""
+    from icljax.comparison import programs  # not before the hook above
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "programs_of", functools.cache(programs.programs_of))
+        yield
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Inside, reports have empty figures: a tiny job draws ten times as long as it computes."""
+    from icljax.reports import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "png", lambda _: b"")
+        patch.setattr(plots, "svg", lambda *_: "")
+        yield
 
 
 def bounded(examples: int) -> hypothesis.settings:

@@ -131,11 +131,6 @@ def make_programs(
 ) -> Programs:
     """Builds (does not yet compile) the job's programs.
 
-    Over the mesh's data axis every program is a map with no communication: finetuning runs are
-    split in `finetune` and `score`, rows of queries in `score_states` and `compare`. The model axis
-    is left to the compiler, which follows the parameters' shardings. What a program returns to the
-    host is replicated, so that every process holds it.
-
     Args:
         bos: token ids that start every prompt.
     """
@@ -149,6 +144,18 @@ def make_programs(
         config.metrics.seed,
         mesh,
     )
+    return programs_of(static)
+
+
+def programs_of(static: Static) -> Programs:
+    """The programs, jitted.
+
+    Over the mesh's data axis every program is a map with no communication: finetuning runs are
+    split in `finetune` and `score`, rows of queries in `score_states` and `compare`. The model axis
+    is left to the compiler, which follows the parameters' shardings. What a program returns to the
+    host is replicated, so that every process holds it.
+    """
+    mesh = static.mesh
 
     def of(function: Callable[..., T]) -> Callable[..., T]:
         return functools.partial(function, static)
@@ -167,7 +174,7 @@ def make_programs(
         score=jax.jit(by_run, out_shardings=whole),
         score_states=jax.jit(of_states, out_shardings=whole),
         compare=jax.jit(by_row, out_shardings=whole),
-        initialize=functools.partial(initialize, decoder),
+        initialize=functools.partial(initialize, static.decoder),
         perturb=jax.jit(of(perturb)),
         devices=Devices(mesh),
     )

@@ -1,5 +1,6 @@
 """The whole job on a tiny model and made-up reviews: files, reruns, refusals, invariances."""
 
+import contextlib
 import functools
 import io
 import json
@@ -18,7 +19,7 @@ from icljax.experiments import compare
 from icljax.experiments import config as config_lib
 from icljax.reports.markup import markdown_text
 from icljax.runtime import workdir
-from tests.conftest import write_folder
+from tests.conftest import undrawn, write_folder
 
 SIMILARITIES = ("sim_aou", "sim_aou_random", "sim_am_before", "sim_am")
 RANKS = ("kendall", "kendall_random")
@@ -44,9 +45,10 @@ def tiny_config(folder, reviews, **changes) -> ConfigDict:
     return config
 
 
-def run(config, path):
+def run(config, path, drawn=False):
     console = Console(file=io.StringIO(), width=100)
-    results = compare.run(config, path, console)
+    with contextlib.nullcontext() if drawn else undrawn():
+        results = compare.run(config, path, console)
     (path.parent / "console.txt").write_text(console.file.getvalue())
     return results
 
@@ -55,7 +57,7 @@ def run(config, path):
 def done(tiny_folder, reviews, tmp_path_factory):
     path = tmp_path_factory.mktemp("work") / "job"
     config = tiny_config(tiny_folder, reviews)
-    return config, path, run(config, path)
+    return config, path, run(config, path, drawn=True)
 
 
 def test_examples_npz(done):

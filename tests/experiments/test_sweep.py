@@ -14,6 +14,7 @@ from icljax.experiments import compare, sweep
 from icljax.experiments import config as config_lib
 from icljax.reports import paper as published
 from icljax.runtime import processes, workdir
+from tests.conftest import undrawn
 from tests.reports.test_tables import job, real  # noqa: F401 - `real` is a fixture
 
 
@@ -49,7 +50,8 @@ def jobs(monkeypatch, real):  # noqa: F811
 
     monkeypatch.setattr(compare, "run", stub)
     monkeypatch.setattr(processes, "_asked", [])
-    return calls, fail
+    with undrawn():
+        yield calls, fail
 
 
 FOLDERS = ["mr_one", "mr_two", "cb_one", "cb_two"]

@@ -34,12 +34,13 @@ def folder(tmp_path_factory):
 def job(folder, reviews, tmp_path_factory):
     """A function that starts the job: (workdir, devices, flags) -> process."""
     cache = tmp_path_factory.mktemp("cache")
+    flag = "--xla_force_host_platform_device_count"
 
     def start(workdir, devices, *flags):
         env = os.environ | {
             "ICLJAX_CACHE": str(cache),
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}={devices}",
         }
         common = (
             f"--config={ROOT / 'configs/mr.py'}",
