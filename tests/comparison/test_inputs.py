@@ -12,7 +12,7 @@ from icljax.comparison import changes, inputs
 from icljax.data import datasets, tasks
 from icljax.errors import UserError
 from icljax.experiments import config as config_lib
-from icljax.models.decoder import Rope
+from icljax.models.config import Rope
 
 
 @pytest.fixture(scope="module")
