@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 # Every call of these rooms' functions is held to its annotation, shapes included.
-_ROOMS = ["icljax.attention", "icljax.metrics", "icljax.models.decoder"]
+_ROOMS = ["icljax.attention", "icljax.metrics", "icljax.models.decoder", "icljax.models.rotary"]
 install_import_hook(_ROOMS, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -188,3 +188,10 @@ def write_reviews(folder: Path, train: int = 60, validation: int = 20) -> Path:
 @pytest.fixture(scope="session")
 def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_reviews(tmp_path_factory.mktemp("data") / "reviews")
+
+
+def gguf_of(name: str) -> Path:
+    """The GGUF file of a named model, which `checkpoints.open_checkpoint` has fetched."""
+    from icljax.models.named import NAMED
+
+    return NAMED[name].file.path

@@ -19,6 +19,7 @@ class Kind:
         ema: eta of EMA(V), in (0, 1); 0: no EMA is added.
         ema_normalized: scale EMA(V) by (1 - eta) / eta, so that its weights sum to at most 1.
         window: how many tokens softmax sees, the last one of them its own; 0: all earlier ones.
+        cap: softmax is given cap * tanh(logits / cap) (Gemma 2); 0: the logits.
         learn: which of "eta", "alpha", "ema" (one a head) and "beta" (one a head and token) are
             parameters, starting at the values above.
     """
@@ -34,6 +35,7 @@ class Kind:
     ema: float = 0.0
     ema_normalized: bool = False
     window: int = 0
+    cap: float = 0.0
     learn: tuple[str, ...] = ()
 
 

@@ -20,7 +20,8 @@ from icljax.errors import UserError
 
 FEATURE_MAPS = {"identity": lambda x: x, "elu+1": lambda x: jax.nn.elu(x) + 1}
 LEARNABLE = ("eta", "alpha", "beta", "ema")
-# "jax_nn": softmax without a prefix by jax.nn.dot_product_attention (a GPU's cuDNN); else "auto".
+# "jax_nn": softmax without a prefix and a soft cap by jax.nn.dot_product_attention (a GPU's cuDNN);
+# else "auto".
 IMPLEMENTATIONS = (*kernels.IMPLEMENTATIONS, "jax_nn")
 _SMALLEST_NORMALIZER = 1e-6
 
@@ -111,6 +112,7 @@ def check_kind(kind: Kind) -> None:
         "ema": (0 <= kind.ema < 1, "above 0 and below 1"),
         "loss": (kind.loss in ("dot", "square"), "dot or square"),
         "window": (kind.window >= 0, "0 or more"),
+        "cap": (0 <= kind.cap < math.inf, "0 or more"),
         "feature_map": (kind.feature_map in FEATURE_MAPS, " or ".join(FEATURE_MAPS)),
     }
     for field in kind.learn:
@@ -145,6 +147,11 @@ def empty_memory(kinds: tuple[Kind, ...], groups: int, head_width: int, dtype: A
     return Memory(matrix, matrix, jnp.zeros((groups, head_width), dtype))
 
 
+def capped(logits: Float[Array, "*shape"], cap: float) -> Float[Array, "*shape"]:
+    """The logits bent to stay within a cap, cap * tanh(logits / cap); 0: as they are."""
+    return cap * jnp.tanh(logits / cap) if cap else logits
+
+
 def softmax_attention(
     q: Float[Array, "B S G J K"],
     k: Float[Array, "B S G K"],
@@ -152,6 +159,7 @@ def softmax_attention(
     past: Past,
     prefix: Prefix | None,
     window: int = 0,
+    cap: float = 0.0,
 ) -> Float[Array, "B S G J K"]:
     """Softmax attention over a shared prefix and each row's own tokens.
 
@@ -163,6 +171,7 @@ def softmax_attention(
         k, v: of the row's own tokens.
         past: as in `Past`.
         window: how many tokens each sees, itself included; 0: all.
+        cap: on the logits, as in `Kind`.
 
     Returns:
         The outputs, in q's dtype.
@@ -170,11 +179,11 @@ def softmax_attention(
     lowest = jnp.finfo(jnp.float32).min
     visible, prefix_visible = _visibility(k.shape[1], past, prefix, window)
     own = jnp.einsum("BSGJK,BTGK->BGSJT", q, k, preferred_element_type=jnp.float32)
-    own = jnp.where(visible[:, None, :, None, :], own, lowest)
+    own = jnp.where(visible[:, None, :, None, :], capped(own, cap), lowest)
     top = jnp.max(own, -1)
     if prefix is not None:
         earlier = jnp.einsum("BSGJK,TGK->GBSJT", q, prefix.keys, preferred_element_type=jnp.float32)
-        earlier = jnp.where(prefix_visible[None, :, :, None, :], earlier, lowest)
+        earlier = jnp.where(prefix_visible[None, :, :, None, :], capped(earlier, cap), lowest)
         top = jnp.maximum(top, jnp.max(earlier, -1).swapaxes(0, 1))
     top = jax.lax.stop_gradient(top)
     own = jnp.exp(own - top[..., None])
@@ -260,7 +269,8 @@ def _mix_one(
     if memory is not None and past.visible is None:
         after = jax.tree.map(lambda x: jnp.broadcast_to(x, (k.shape[0], *x.shape)), memory)
     if kind.base == "softmax" or memory is None:
-        if implementation == "jax_nn" and past.visible is None and prefix is None:
+        plain = past.visible is None and prefix is None and not kind.cap
+        if implementation == "jax_nn" and plain:
             heads = q.reshape(*q.shape[:2], -1, q.shape[-1])
             out = jax.nn.dot_product_attention(
                 heads,
@@ -272,7 +282,7 @@ def _mix_one(
             )
             out = out.reshape(q.shape)
         else:
-            out = softmax_attention(q, k, v, past, prefix, kind.window)
+            out = softmax_attention(q, k, v, past, prefix, kind.window, kind.cap)
     else:
         out, written = _linear(kind, tokens, rates, past, memory, implementation)
         if after is not None and written is not None:

@@ -1,5 +1,6 @@
-"""GGUF files (Llama, Qwen2, Qwen3) turned into Hugging Face folders."""
+"""GGUF files (Llama, Qwen2, Qwen3, Gemma) turned into Hugging Face folders."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -7,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import TokenType
-from tokenizers import AddedToken, Tokenizer
 
 from icljax import forms
-from icljax.checkpoints import tensor_files
+from icljax.checkpoints import gguf_tokenizer, tensor_files
 from icljax.checkpoints.gguf_file import FORMS, Gguf, dequantized, read
-from icljax.data import bpe
 from icljax.errors import UserError
 from icljax.models import plans
 from icljax.models.families import decoder_config
@@ -34,11 +32,107 @@ _BLOCK = {
     "ffn_up.weight": "mlp.up_proj.weight",
     "ffn_down.weight": "mlp.down_proj.weight",
 }
-# What a layer of each architecture has beside these.
-_MORE = {
-    "llama": {},
-    "qwen2": {f"attn_{x}.bias": f"self_attn.{x}_proj.bias" for x in "qkv"},
-    "qwen3": {f"attn_{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"},
+_HEAD_NORMS = {f"attn_{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"}
+_NORMS_AFTER = {
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
+    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
+    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Architecture:
+    """What a general.architecture has beside Llama's tensors and fields.
+
+    Attributes:
+        block: tensors of a layer.
+        model_type: in config.json; "": the architecture's name.
+        config: keys of config.json, from the file.
+        reads: fields that `config` reads.
+        norm_add: what llama.cpp's converter adds to the scales of norms.
+        neighbours: heads are rotated by neighbours, so that rows of projections are in that order.
+    """
+
+    block: dict[str, str] = dataclasses.field(default_factory=dict)
+    model_type: str = ""
+    config: Callable[[Gguf], dict[str, Any]] = lambda gguf: {}
+    reads: tuple[str, ...] = ()
+    norm_add: float = 0.0
+    neighbours: bool = False
+
+
+def _gemma(gguf: Gguf) -> dict[str, Any]:
+    return dict.fromkeys(("hidden_act", "hidden_activation"), "gelu_pytorch_tanh")
+
+
+def _gemma2(gguf: Gguf) -> dict[str, Any]:
+    """Missing caps, windows and scales are as in llama.cpp."""
+    width, heads = gguf.size("embedding_length"), gguf.size("attention.head_count")
+    key_length = gguf.option("attention.key_length", width // heads)
+    wide = (gguf.architecture, gguf.size("block_count")) in _SCALED_BY_WIDTH
+    caps = {
+        f"{name}_softcapping": gguf.option(f"{name}_softcapping", cap) or None
+        for name, cap in (("attn_logit", 50.0), ("final_logit", 30.0))
+    }
+    return (
+        _gemma(gguf)
+        | caps
+        | {
+            "query_pre_attn_scalar": width // heads if wide else key_length,
+            "sliding_window": gguf.option("attention.sliding_window", 4096),
+        }
+    )
+
+
+def _gemma3(gguf: Gguf) -> dict[str, Any]:
+    theta = _decimal(gguf.option("rope.freq_base", 1e6))
+    local = _decimal(gguf.option("rope.freq_base_swa", 1e4))
+    kind, factor = gguf.option("rope.scaling.type", "none"), gguf.option("rope.scaling.factor", 1.0)
+    scaling: dict[str, Any] = {"rope_type": "default"}
+    if kind == "linear":
+        scaling = {"rope_type": "linear", "factor": factor}
+    elif kind != "none":
+        raise UserError(
+            f"{gguf.path} has rotary scaling {forms.shown(kind)}, supported: 'none' and 'linear'. "
+            "Give another model."
+        )
+    return _gemma2(gguf) | {
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": gguf.option("final_logit_softcapping", 0.0) or None,
+        "sliding_window": gguf.size("attention.sliding_window"),
+        "sliding_window_pattern": gguf.option("attention.sliding_window_pattern", 6),
+        "rope_local_base_freq": local,
+        "rope_parameters": {
+            "full_attention": scaling | {"rope_theta": theta},
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        },
+    }
+
+
+# The 27B models divide scores by the root of another width than their heads', which llama.cpp, too,
+# knows by the number of layers.
+_SCALED_BY_WIDTH = (("gemma2", 46), ("gemma3", 62))
+_CAPPED = ("attention.sliding_window", "final_logit_softcapping")
+_ARCHITECTURES = {
+    "llama": _Architecture(neighbours=True),
+    "qwen2": _Architecture({f"attn_{x}.bias": f"self_attn.{x}_proj.bias" for x in "qkv"}),
+    "qwen3": _Architecture(_HEAD_NORMS),
+    "gemma": _Architecture(config=_gemma, norm_add=1.0),
+    "gemma2": _Architecture(
+        _NORMS_AFTER, config=_gemma2, reads=(*_CAPPED, "attn_logit_softcapping"), norm_add=1.0
+    ),
+    "gemma3": _Architecture(
+        _NORMS_AFTER | _HEAD_NORMS,
+        "gemma3_text",
+        _gemma3,
+        (
+            *_CAPPED,
+            "attention.sliding_window_pattern",
+            "rope.freq_base_swa",
+            "rope.scaling.factor",
+        ),
+        norm_add=1.0,
+    ),
 }
 # Llama 3.1's and 3.2's frequencies are scaled by these; their factors are in the file.
 _LLAMA3 = {
@@ -47,12 +141,13 @@ _LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 _FREQUENCIES = "rope_freqs.weight"
-_SPECIAL_IDS = ("bos_token_id", "eos_token_id")
 # Fields of the architecture that are not read, and with which values nothing changes: 0 stands for
 # a factor that is not used. Any other field of it may change what the model computes.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.sliding_window": (0,),
+    "attention.sliding_window_pattern": (),
+    "rope.freq_base_swa": (),
     "attention.max_alibi_bias": (0,),
     "attention.clamp_kqv": (0,),
     "attention.scale": (0,),
@@ -87,8 +182,8 @@ def convert(path: Path, folder: Path, progress: Callable[[int, int], None] | Non
     is kept. One tensor is in memory at a time.
 
     Args:
-        path: the GGUF file, of one of the architectures "llama", "qwen2" and "qwen3", with a
-            byte-level BPE vocabulary.
+        path: the GGUF file, of one of `_ARCHITECTURES`, with a byte-level BPE vocabulary or pieces
+            with scores (SentencePiece's).
         folder: the folder to make; its parents are made too.
         progress: called after each tensor with (tensors done, tensors in all).
 
@@ -97,9 +192,10 @@ def convert(path: Path, folder: Path, progress: Callable[[int, int], None] | Non
     """
     gguf = read(path)
     config = _config(gguf)
-    tokenizer = _tokenizer(gguf, config)
+    tokenizer = gguf_tokenizer.tokenizer(gguf, config)
     names = _hf_names(gguf, config)
     _check_shapes(gguf, config, names)
+    architecture = _ARCHITECTURES[gguf.architecture]
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     done = 0
 
@@ -107,8 +203,10 @@ def convert(path: Path, folder: Path, progress: Callable[[int, int], None] | Non
         nonlocal done
         array = dequantized(gguf, names[theirs])
         part = theirs.split(".")[-2]
-        if gguf.architecture == "llama" and part in heads:
+        if architecture.neighbours and part in heads:
             array = _half_split_rows(array, heads[part])
+        if part.endswith("norm"):
+            array = array - np.float32(architecture.norm_add)
         done += 1
         if progress is not None:
             progress(done, len(names))
@@ -116,7 +214,7 @@ def convert(path: Path, folder: Path, progress: Callable[[int, int], None] | Non
 
     with tensor_files.new_folder(folder) as made:
         _write_json(made / "config.json", config)
-        _write_json(made / "tokenizer_config.json", _tokenizer_config(gguf, config))
+        _write_json(made / "tokenizer_config.json", gguf_tokenizer.options(gguf, config))
         tokenizer.save(str(made / "tokenizer.json"))
         shapes = {theirs: ("F32", gguf.tensors[ours].shape) for theirs, ours in names.items()}
         tensor_files.write(made, shapes, get)
@@ -126,13 +224,14 @@ def convert(path: Path, folder: Path, progress: Callable[[int, int], None] | Non
 
 
 def _config(gguf: Gguf) -> dict[str, Any]:
-    """config.json of a LlamaForCausalLM, or Qwen's."""
-    architecture = gguf.architecture
-    if architecture not in _MORE:
+    """config.json of a LlamaForCausalLM, or a relative's."""
+    name = gguf.architecture
+    if name not in _ARCHITECTURES:
         raise UserError(
-            f"{gguf.path} holds a model of architecture {forms.shown(architecture)}, supported: "
-            f"{', '.join(map(repr, _MORE))}. Give a Llama-type model."
+            f"{gguf.path} holds a model of architecture {forms.shown(name)}, supported: "
+            f"{', '.join(map(repr, _ARCHITECTURES))}. Give a Llama-type model."
         )
+    architecture = _ARCHITECTURES[name]
     _check_whole(gguf)
     if "token_embd.weight" not in gguf.tensors:
         raise _missing(gguf, "token_embd.weight")
@@ -141,8 +240,8 @@ def _config(gguf: Gguf) -> dict[str, Any]:
     theta = _decimal(gguf.option("rope.freq_base", 10000.0))
     head_dim = gguf.option("attention.key_length", width // heads)
     return {
-        "architectures": [f"{architecture.title()}ForCausalLM"],
-        "model_type": architecture,
+        "architectures": [f"{name.title()}ForCausalLM"],
+        "model_type": architecture.model_type or name,
         "vocab_size": gguf.tensors["token_embd.weight"].shape[0],
         "hidden_size": width,
         "intermediate_size": gguf.size("feed_forward_length"),
@@ -161,6 +260,7 @@ def _config(gguf: Gguf) -> dict[str, Any]:
         "bos_token_id": gguf.fields.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": gguf.fields.get("tokenizer.ggml.eos_token_id"),
         "dtype": "float32",
+        **architecture.config(gguf),
     }
 
 
@@ -182,7 +282,8 @@ def _check_whole(gguf: Gguf) -> None:
     }
     for name, value in gguf.fields.items():
         key = name.removeprefix(start)
-        read = key == name or "{}." + key in FORMS or key in _DESCRIBING
+        read = key == name or key in (*_DESCRIBING, *_ARCHITECTURES[gguf.architecture].reads)
+        read = read or ("{}." + key in FORMS and key not in _NEUTRAL)
         if not read and value not in neutral.get(key, ()):
             raise UserError(
                 f"{gguf.path} has {forms.shown(name)} = {forms.shown(value)}, which may change "
@@ -198,6 +299,8 @@ def _decimal(value: float) -> float:
 def _rope(gguf: Gguf, theta: float, head_dim: int) -> dict[str, Any]:
     """The kind of rotary embedding; others would load and then be silently wrong."""
     scaling = gguf.option("rope.scaling.type", "none")
+    own = "rope.scaling.factor" in _ARCHITECTURES[gguf.architecture].reads
+    scaling = "none" if own else scaling
     rotated = gguf.option("rope.dimension_count", head_dim)
     if scaling != "none" or rotated != head_dim:
         raise UserError(
@@ -232,7 +335,7 @@ def _hf_names(gguf: Gguf, config: dict[str, Any]) -> dict[str, str]:
     if config["tie_word_embeddings"]:
         del names["lm_head.weight"]
     for layer in range(config["num_hidden_layers"]):
-        for ours, theirs in (_BLOCK | _MORE[gguf.architecture]).items():
+        for ours, theirs in (_BLOCK | _ARCHITECTURES[gguf.architecture].block).items():
             names[f"model.layers.{layer}.{theirs}"] = f"blk.{layer}.{ours}"
     for name in names.values():
         if name not in gguf.tensors:
@@ -276,63 +379,6 @@ def _half_split_rows(weight: np.ndarray, num_heads: int) -> np.ndarray:
     rows, width = weight.shape
     pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, width)
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows, width)
-
-
-# ---- The tokenizer -----------------------------------------------------------------------------
-
-
-def _tokenizer(gguf: Gguf, config: dict[str, Any]) -> Tokenizer:
-    """The file's byte-level BPE; control tokens are special, user-defined ones are added."""
-    model = gguf.field("tokenizer.ggml.model")
-    if model != "gpt2":
-        raise UserError(
-            f"{gguf.path} has a tokenizer of model {forms.shown(model)}, supported: 'gpt2' "
-            "(byte-level BPE). Give another model."
-        )
-    split = gguf.field("tokenizer.ggml.pre")
-    if split not in bpe.NAMES:
-        raise UserError(
-            f"{gguf.path} has the pre-tokenizer {forms.shown(split)}, supported: "
-            f"{', '.join(map(repr, bpe.NAMES))}. Give another model."
-        )
-    tokens, kinds = (gguf.field(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
-    counts = {len(tokens), len(kinds), config["vocab_size"], len(set(tokens))}
-    ids = [config[name] for name in _SPECIAL_IDS if config[name] is not None]
-    if len(counts) > 1 or max(ids, default=0) >= len(tokens):
-        raise UserError(
-            f"{gguf.path}: {len(tokens)} tokens ({len(set(tokens))} different), {len(kinds)} types "
-            f"of tokens, {config['vocab_size']} rows of the embedding and the special tokens {ids} "
-            "do not belong together. Download it again, or give another file."
-        )
-    merges = [tuple(merge.split(" ", 1)) for merge in gguf.field("tokenizer.ggml.merges")]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    what = f"{gguf.path}: tokenizer.ggml.tokens and merges do not make a tokenizer"
-    with forms.refused(what, bpe.RAISED, ". Download it again."):
-        tokenizer = bpe.tokenizer(vocabulary, merges, split)
-    tokenizer.add_special_tokens(_added(tokens, kinds, TokenType.CONTROL))
-    tokenizer.add_tokens(_added(tokens, kinds, TokenType.USER_DEFINED))
-    return tokenizer
-
-
-def _added(tokens: list[str], kinds: list[int], kind: TokenType) -> list[AddedToken]:
-    """The tokens of one kind, in their order; they are found in the text as they stand."""
-    special = kind == TokenType.CONTROL
-    return [
-        AddedToken(token, special=special, normalized=False)
-        for token, its_kind in zip(tokens, kinds, strict=True)
-        if its_kind == kind
-    ]
-
-
-def _tokenizer_config(gguf: Gguf, config: dict[str, Any]) -> dict[str, Any]:
-    """tokenizer_config.json: what tokenizer.json cannot say."""
-    tokens = gguf.field("tokenizer.ggml.tokens")
-    ids = {name.removesuffix("_id"): config[name] for name in _SPECIAL_IDS}
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config["max_position_embeddings"],
-        "clean_up_tokenization_spaces": False,
-    } | {name: tokens[index] for name, index in ids.items() if index is not None}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

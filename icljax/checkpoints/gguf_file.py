@@ -26,6 +26,7 @@ _STRING, _ARRAY = 8, 9
 _LONGEST = 1 << 24  # items of an array, bytes of a text; large vocabularies have 2^18 tokens
 _AXES = 4  # of a tensor, as in ggml
 ARCHITECTURE = "general.architecture"
+_FROM_ZERO = forms.Form("a number from 0 on", lambda x: type(x) in (int, float) and 0 <= x < 1e30)
 # What fields may be that are read; {} stands for the architecture.
 FORMS = {
     ARCHITECTURE: TEXT,
@@ -41,13 +42,23 @@ FORMS = {
     "{}.attention.layer_norm_rms_epsilon": forms.number(0, 1),
     "{}.rope.freq_base": forms.number(),
     "{}.rope.dimension_count": SIZE,
+    "{}.rope.freq_base_swa": forms.number(),
     "{}.rope.scaling.type": TEXT,
+    "{}.rope.scaling.factor": _FROM_ZERO,
+    "{}.attention.sliding_window": COUNT,
+    "{}.attention.sliding_window_pattern": SIZE,
+    "{}.attn_logit_softcapping": _FROM_ZERO,
+    "{}.final_logit_softcapping": _FROM_ZERO,
     "tokenizer.ggml.model": TEXT,
     "tokenizer.ggml.pre": TEXT,
     "tokenizer.ggml.tokens": forms.listed(TEXT),
     "tokenizer.ggml.merges": forms.listed(
         forms.Form("two tokens with a blank between", lambda x: isinstance(x, str) and " " in x)
     ),
+    "tokenizer.ggml.scores": forms.listed(
+        forms.Form("a number", lambda x: isinstance(x, float) and math.isfinite(x))
+    ),
+    "tokenizer.ggml.add_space_prefix": forms.FLAG,
     "tokenizer.ggml.token_type": forms.listed(COUNT),
     "tokenizer.ggml.bos_token_id": COUNT,
     "tokenizer.ggml.eos_token_id": COUNT,

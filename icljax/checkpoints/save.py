@@ -54,7 +54,7 @@ def _llama(config: DecoderConfig) -> dict[str, Any]:
     return _described("llama", config) | {
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_width,
-        "rope_theta": config.rope.theta if config.rope else None,
+        "rope_theta": config.ropes[0].theta if config.ropes else None,
         "hidden_act": "silu",
         "attention_bias": config.qkv_bias,
     }

@@ -168,11 +168,11 @@ def layer_gradients(
         return _token_loss(cast(jax.Array, logits), tokens, length)
 
     def layer(x: jax.Array, inputs: tuple[jax.Array, Params, Params]) -> Any:
-        which, weights, kv_params = inputs
+        number, weights, kv_params = inputs
 
         def loss_fn(kv_params: Params) -> tuple[jax.Array, Any]:
             own = with_kv_params({"layers": weights}, kv_params)["layers"]
-            args = (x, (which, None), None, index, past, index)
+            args = (x, (number, None), None, index, past, index)
             streams: Any = Block(config).apply({"params": own}, *args, method="streams")
             after, out, left = streams
             return loss_of(after if after_attention else out), (out, left.record.query[0])
@@ -181,8 +181,8 @@ def layer_gradients(
         return out, (gradient, queries.reshape(queries.shape[0], -1))
 
     start = cast(jax.Array, model.apply(variables, tokens[None], index, method="embedded"))
-    which = jnp.arange(config.num_layers) % len(config.attention)
-    x, (gradient, queries) = jax.lax.scan(layer, start, (which, params["layers"], kv_params))
+    number = jnp.arange(config.num_layers)
+    x, (gradient, queries) = jax.lax.scan(layer, start, (number, params["layers"], kv_params))
     return gradient, loss_of(x), queries
 
 

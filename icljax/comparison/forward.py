@@ -14,8 +14,16 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from icljax.attention.mixing import capped
 from icljax.data.prompts import Queries
-from icljax.models.decoder import AttentionRecord, Decoder, Hidden, State, take_positions
+from icljax.models.decoder import (
+    AttentionRecord,
+    Decoder,
+    DecoderConfig,
+    Hidden,
+    State,
+    take_positions,
+)
 from icljax.types import Array, Params
 
 # Logits that are in memory together: 128 MiB, of some 200 places with a vocabulary of 152k.
@@ -29,8 +37,8 @@ class Records(NamedTuple):
         logprob: [N, Y], each candidate's score: the mean (or sum) of its tokens' log-probabilities;
             -inf for a candidate that the example does not have.
         attention: AttentionRecord with leading axes [N, L]; its query is [N, L, H * K].
-        scores_state: [N, L, T], scaled logits before softmax to the state's tokens, those beyond a
-            window included, summed over heads.
+        scores_state: [N, L, T], what softmax is given of the state's tokens, summed over heads;
+            those beyond a window, which softmax does not see, are told apart by `seen_of_state`.
         keys, values: [L, B, S, G, K], of all tokens of the batch's rows.
     """
 
@@ -87,13 +95,38 @@ def query_mask(queries: Queries) -> jax.Array:
     return (same & visible & causal) | (index[:, None] == index[None, :])[None]
 
 
-def own_tokens(queries: Queries) -> jax.Array:
+def own_tokens(queries: Queries, config: DecoderConfig | None = None) -> jax.Array:
     """Each slot's own tokens, as the studied one sees them: bool [N, S].
 
     At the answer position the query without its branches, else the first label's tokens too.
+
+    Args:
+        config: whose windows hide tokens: [N, L, S], [N, 1, S] where all layers see the same.
     """
     seen = take_positions(query_mask(queries), queries.studied)
-    return (seen & (queries.example >= 0)[..., None]).reshape(-1, seen.shape[-1])
+    seen = (seen & (queries.example >= 0)[..., None]).reshape(-1, seen.shape[-1])
+    if config is None:
+        return seen
+    positions = jnp.asarray(queries.positions)
+    back = take_positions(positions, queries.studied)[..., None] - positions[:, None]
+    return seen[:, None] & inside_windows(config, back.reshape(seen.shape))
+
+
+def seen_of_state(queries: Queries, state: State, config: DecoderConfig) -> jax.Array:
+    """Which of a state's tokens the studied one sees: bool [N, L, T]; an axis without need is 1."""
+    at = jnp.cumsum(state.valid) - 1
+    studied = take_positions(jnp.asarray(queries.positions), queries.studied).reshape(-1)
+    back = (state.length + studied)[:, None] - at[None]
+    return state.valid[None, None] & inside_windows(config, back)
+
+
+def inside_windows(config: DecoderConfig, back: jax.Array) -> jax.Array:
+    """Whether layers see tokens so many places `back` [N, T]: bool [N, L, T], or [1, 1, 1]."""
+    if not config.windows:
+        return jnp.ones((1, 1, 1), bool)
+    sizes = jnp.asarray([size or jnp.iinfo(jnp.int32).max for size in config.windows])
+    of_layer = sizes[jnp.arange(config.num_layers) % len(config.windows)]
+    return back[:, None] < of_layer[None, :, None]
 
 
 def read(model: Decoder, params: Params, state: State, queries: Queries) -> Records:
@@ -107,7 +140,11 @@ def read(model: Decoder, params: Params, state: State, queries: Queries) -> Reco
     attention = attention._replace(query=attention.query.reshape(*attention.query.shape[:2], -1))
     # Here for all layers at once: a sum over heads in each would cost tensor parallelism a third
     # all-reduce a layer.
-    scores_state = jnp.einsum("NLGK,LTGK->NLT", attention.rotated, state.keys.astype(jnp.float32))
+    rotated, keys = attention.rotated, state.keys.astype(jnp.float32)
+    if cap := model.config.score_cap:  # of each head before the sum
+        scores_state = capped(jnp.einsum("NLGJK,LTGK->NLGJT", rotated, keys), cap).sum((2, 3))
+    else:
+        scores_state = jnp.einsum("NLGK,LTGK->NLT", rotated[..., 0, :], keys)
     logprob = _answer_logprob(model, params, out.hidden, queries)
     return Records(logprob, attention, scores_state, out.keys, out.values)
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from icljax import catalog, metrics
 from icljax.catalog import Formula
-from icljax.comparison.forward import Records
-from icljax.models.decoder import Rope, State, rotate
+from icljax.comparison.forward import Records, inside_windows
+from icljax.models.decoder import DecoderConfig, State
+from icljax.models.rotary import rotate
 from icljax.types import Array
 
 _TINY = 1e-30
@@ -29,6 +30,8 @@ class TrainingTokens:
     Attributes:
         columns: int32 [C], their columns in the ICL state.
         example: int32 [C], the demonstration of each, -1 on padding.
+        seen: bool [N, L, C], which of them the studied token sees; [N, 1, C] or [1, 1, C] where
+            more is not needed. What a window hides is compared in neither setting.
         queries: float [L, C, H * K], their query vectors during finetuning.
         update: float32 [L, G, V, K], dW_ICL of `demonstration_update`.
         num_demonstrations: of a seed, at most.
@@ -36,6 +39,7 @@ class TrainingTokens:
 
     columns: Array
     example: Array
+    seen: jax.Array
     queries: jax.Array
     update: jax.Array
     num_demonstrations: int
@@ -87,7 +91,7 @@ def recorded(
     """What the catalog's formulas read, by name; "random": a random change in FT's place.
 
     Args:
-        query_mask: bool [N, S], each query's own tokens.
+        query_mask: bool [N, L, S] or [N, 1, S], each query's own tokens that a layer sees.
 
     Shapes: attn_out [N, L, D], scores [N, L, H, S], token_weights [N, L, C], example_weights
     [N, L, Q], logprob [N, Y], update [N, L, G]; masks are True where there is something.
@@ -102,7 +106,13 @@ def recorded(
         "ft": metrics.finetuning_attention(training.queries, f.query),
         "random": random_weights,
     }
-    count = training.num_demonstrations
+    count, example = training.num_demonstrations, jnp.asarray(training.example)
+    token_mask = training.seen & (example >= 0)[None, None]
+    of_example = (example[:, None] == jnp.arange(count)[None])[None, None]
+
+    def by_example(weights: jax.Array) -> jax.Array:
+        return metrics.example_attention(weights, example, count, token_mask)
+
     return {
         "zsl.logprob": zsl.logprob,
         "ft.logprob": ft.logprob,
@@ -117,37 +127,37 @@ def recorded(
         "icl.scores": i.scores_query,
         "ft.scores": f.scores_query,
         "random.scores": z.scores_query + random_scores,
-        "query_mask": query_mask[:, None, :],
+        "query_mask": query_mask,
         **{f"{name}.token_weights": w for name, w in tokens.items()},
-        **{
-            f"{name}.example_weights": metrics.example_attention(w, training.example, count)
-            for name, w in tokens.items()
-        },
-        "token_mask": (training.example >= 0)[None, None, :],
-        "example_mask": (jnp.arange(count) <= jnp.max(training.example))[None, None, :],
+        **{f"{name}.example_weights": by_example(w) for name, w in tokens.items()},
+        "token_mask": token_mask,
+        "example_mask": jnp.any(token_mask[..., None] & of_example, -2),
         **_update_similarity(zsl, ft, training.update, query_mask, draws.seed_key),
     }
 
 
 def demonstration_update(
-    state: State, columns: Array, compared: jax.Array, shift: jax.Array, rope: Rope | None
+    state: State, columns: Array, compared: jax.Array, shift: jax.Array, config: DecoderConfig
 ) -> jax.Array:
     """dW_ICL = sum_i v_i k_i^T over the demonstrations (method section 1): [L, G, V, K].
 
     This is attention in the relaxed linear form: for linear attention it is the state itself.
+    In a layer with a window the sum is over what the first token after the prompt sees, the same
+    for all queries; a query's own later tokens see as many fewer as they stand behind it.
 
     Args:
         columns: int32 [C], the demonstrations' tokens; compared: bool [C], False on padding.
         shift: int32 [], how many tokens later the query stands than in the zero-shot prompt.
-        rope: rotary positions, by which keys are turned as if the query stood where it does in
-            the zero-shot prompt, so that updates of both prompts meet in one frame; None for
-            models without.
+        config: its rotary positions turn the keys as if the query stood where it does in the
+            zero-shot prompt, so that updates of both prompts meet in one frame.
     """
     keys = state.keys[:, columns].astype(jnp.float32)
-    values = jnp.where(compared[None, :, None, None], state.values[:, columns], 0)
-    if rope is not None:
+    back = state.length - (jnp.cumsum(state.valid) - 1)[columns]
+    seen = compared[None, None] & inside_windows(config, back[None])
+    values = jnp.where(seen[0, ..., None, None], state.values[:, columns], 0)
+    if config.ropes:
         turned = jnp.full(keys.shape[:2], -shift)
-        keys = rotate(keys, turned, rope)
+        keys = rotate(keys, turned, config.ropes, jnp.arange(len(keys)))
     return jnp.einsum("LCGV,LCGK->LGVK", values.astype(jnp.float32), keys)
 
 
@@ -159,17 +169,23 @@ def _update_similarity(
     W_ZSL = sum_j v_j k_j^T over the query's own tokens, and dW_FT is what finetuning adds to it:
     sum_j (v'_j - v_j) k'_j^T + v_j (k'_j - k_j)^T, which loses nothing where v' - v is small.
     One layer at a time, since [N, V, K] matrices of all layers would fill the memory.
-    """
-    mask = query_mask.reshape(zsl.keys.shape[1], -1, query_mask.shape[-1]).astype(jnp.float32)
 
-    def summed(values: jax.Array, keys: jax.Array) -> jax.Array:
+    Args:
+        query_mask: as in `recorded`.
+    """
+    layers, batch = zsl.keys.shape[:2]
+    masks = jnp.broadcast_to(query_mask, (len(query_mask), layers, query_mask.shape[-1]))
+    masks = jnp.moveaxis(masks, 1, 0).reshape(layers, batch, -1, query_mask.shape[-1])
+
+    def summed(mask: jax.Array, values: jax.Array, keys: jax.Array) -> jax.Array:
         own = jnp.einsum("BAS,BSGV->BAGVS", mask, values)
         return jnp.einsum("BAGVS,BSGK->BAGVK", own, keys)
 
     def layer(inputs: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
-        k, v, k_ft, v_ft, icl, random = (x.astype(jnp.float32) for x in inputs)
-        change = summed(v_ft - v, k_ft) + summed(v, k_ft - k)
-        size_ft, size_zsl, size_icl = (_size(x) for x in (change, summed(v, k), icl[None, None]))
+        mask, k, v, k_ft, v_ft, icl, random = (x.astype(jnp.float32) for x in inputs)
+        change = summed(mask, v_ft - v, k_ft) + summed(mask, v, k_ft - k)
+        sized = (change, summed(mask, v, k), icl[None, None])
+        size_ft, size_zsl, size_icl = map(_size, sized)
 
         def cosine(other: jax.Array) -> jax.Array:
             inner = jnp.einsum("BAGVK,GVK->BAG", change, other)
@@ -183,7 +199,8 @@ def _update_similarity(
         }
 
     random = jax.random.normal(key, update.shape)
-    out = jax.lax.map(layer, (zsl.keys, zsl.values, ft.keys, ft.values, update, random))
+    inputs = (masks, zsl.keys, zsl.values, ft.keys, ft.values, update, random)
+    out = jax.lax.map(layer, inputs)
     return {n: jnp.moveaxis(x, 0, 2).reshape(-1, x.shape[0], x.shape[3]) for n, x in out.items()}
 
 

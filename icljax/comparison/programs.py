@@ -195,8 +195,7 @@ def update(static: Static, states: State, columns: Array, compared: Array) -> ja
     def one(inputs: tuple[State, Array, jax.Array]) -> jax.Array:
         state, columns, compared = inputs
         shift = state.length - len(static.bos)
-        rope = static.decoder.rope
-        return pairs.demonstration_update(state, columns, compared, shift, rope)
+        return pairs.demonstration_update(state, columns, compared, shift, static.decoder)
 
     return jax.lax.map(one, (states, columns, compared))
 
@@ -323,7 +322,8 @@ def _against_seed(
 ) -> tuple[jax.Array, jax.Array, Similarity]:
     """ICL's log-probabilities on one seed, FT's and the similarity of each of its runs."""
     icl = forward.read(Decoder(static.decoder), params, seed.state, queries)
-    mask = forward.own_tokens(queries)
+    mask = forward.own_tokens(queries, static.decoder)
+    seen = forward.seen_of_state(queries, seed.state, static.decoder)[..., seed.columns]
     of_seed = jax.random.fold_in(jax.random.key(static.random_seed), number)
     fold = functools.partial(jax.random.fold_in, of_seed)
     keys = jax.vmap(fold)(queries.example.reshape(-1))
@@ -331,7 +331,7 @@ def _against_seed(
     def one(run: Learned) -> tuple[jax.Array, Similarity]:
         ft = _zero_shot(static, with_kv_params(params, run.kv_params), queries)
         training = TrainingTokens(
-            seed.columns, seed.example, run.queries, seed.update, static.num_demonstrations
+            seed.columns, seed.example, seen, run.queries, seed.update, static.num_demonstrations
         )
         draws = pairs.Draws(keys, fold(jnp.uint32(2**32 - 1)), static.random_kind)
         return ft.logprob, pairs.similarity(pairs.recorded(zsl, icl, ft, training, mask, draws))

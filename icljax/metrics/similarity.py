@@ -161,7 +161,10 @@ def finetuning_attention(
 
 
 def example_attention(
-    scores: Real[ArrayLike, "*batch T"], example_ids: Integer[ArrayLike, "..."], num_examples: int
+    scores: Real[ArrayLike, "*batch T"],
+    example_ids: Integer[ArrayLike, "..."],
+    num_examples: int,
+    mask: Bool[ArrayLike, "..."] | None = None,
 ) -> Float[Array, "*batch K"]:
     """Attention to whole demonstrations: softmax over tokens, then the sum inside each example.
 
@@ -172,12 +175,13 @@ def example_attention(
       example_ids: [T] int, the demonstration of each token, 0..K-1; -1 leaves the token out of the
         softmax.
       num_examples: K.
+      mask: [T] or [..., T] bool, True at tokens that take part; None: all.
 
     Returns:
       [..., K] float32 or float64; sums to 1 (all 0 where no token takes part).
 
     Raises:
-      UserError: `example_ids` is not [T].
+      UserError: `example_ids` is not [T], or `mask` does not broadcast.
     """
     (scores,) = floats(scores)
     ids = jnp.asarray(example_ids)
@@ -187,6 +191,8 @@ def example_attention(
             "each token, [T]: give the demonstration of each scored token"
         )
     keep = broadcast("example_ids", ids >= 0, scores.shape)
+    if mask is not None:
+        keep &= broadcast("mask", mask, scores.shape).astype(bool)
     lowest = jnp.where(keep, scores, -jnp.inf)
     largest = jnp.max(lowest, axis=-1, keepdims=True, initial=-jnp.inf)
     largest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0))

@@ -66,6 +66,8 @@ _TIED = {"tie_word_embeddings": True}
 _QWEN = {"rms_norm_eps": 1e-6, "rope_theta": 1e6}
 _QWEN2, _QWEN3 = ({"model_type": kind, **_QWEN} for kind in ("qwen2", "qwen3"))
 _GEMMA = {"model_type": "gemma", "rms_norm_eps": 1e-6, "head_dim": 256}
+_GEMMA2 = _GEMMA | {"model_type": "gemma2", "sliding_window": 4096}
+_GEMMA3 = _GEMMA | {"model_type": "gemma3_text", "sliding_window": 512}
 
 ARCHITECTURES: dict[str, Config] = {
     "fairseq-125m": _fairseq(12, 768, 12),
@@ -113,6 +115,10 @@ ARCHITECTURES: dict[str, Config] = {
     "qwen3-8b": _llama(36, (4096, 12288), (32, 8), 151936, 40960, **_QWEN3),
     "gemma-2b": _llama(18, (2048, 16384), (8, 1), 256000, 8192, **_GEMMA),
     "gemma-7b": _llama(28, (3072, 24576), (16, 16), 256000, 8192, **_GEMMA),
+    "gemma-2-2b": _llama(26, (2304, 9216), (8, 4), 256000, 8192, **_GEMMA2),
+    "gemma-2-9b": _llama(42, (3584, 14336), (16, 8), 256000, 8192, **_GEMMA2),
+    "gemma-3-270m": _llama(18, (640, 2048), (4, 1), 262144, 32768, **_GEMMA3),
+    "gemma-3-1b": _llama(26, (1152, 6912), (4, 1), 262144, 32768, **_GEMMA3),
     "smollm2-135m": _llama(30, (576, 1536), (9, 3), 49152, 8192, rope_theta=1e5, **_TIED),
     "smollm2-360m": _llama(32, (960, 2560), (15, 5), 49152, 8192, rope_theta=1e5, **_TIED),
     "smollm2-1.7b": _llama(24, (2048, 8192), (32, 32), 49152, 8192, rope_theta=1.3e5, **_TIED),

@@ -10,7 +10,7 @@ from jax import nn
 
 from icljax.attention import Kind
 from icljax.attention.mixing import LEARNABLE
-from icljax.errors import check_known
+from icljax.errors import UserError, check_known
 
 # DecoderConfig.mlp -> (activation, whether it is of a gate that multiplies the MLP's inner values).
 MLPS: dict[str, tuple[Callable[[jax.Array], jax.Array], bool]] = {
@@ -24,6 +24,8 @@ MLPS: dict[str, tuple[Callable[[jax.Array], jax.Array], bool]] = {
 # What DecoderConfig's fields of these names may be.
 _NAMES = {
     "norm": ("rms", "layer"),
+    "norms": ("before", "after", "both"),
+    "qk_norm": ("", "head", "row"),
     "block": ("sequential", "parallel", "shared_norm"),
     "mlp": tuple(MLPS),
 }
@@ -39,7 +41,11 @@ class Rope:
         interleaved: pairs are neighbours (GPT-J), not the two halves of what is turned (Llama).
         factor: longer wavelengths are lengthened by it: those above `original_length / low`
             wholly, those below `original_length / high` not at all, in between a mixture
-            (Llama 3.1). Without an original length, all are: linear scaling.
+            (Llama 3.1). Without an original length, all are: linear scaling; infinity: nothing
+            is turned, the layer has no positions.
+        ramp: where it is given, pairs up to its first number are not lengthened, those from its
+            second on wholly, in between a mixture (YaRN).
+        amplitude: what turned queries and keys are multiplied with, each (YaRN).
     """
 
     theta: float = 10_000.0
@@ -49,6 +55,8 @@ class Rope:
     low: float = 0.0
     high: float = 1.0
     original_length: int = 0
+    ramp: tuple[float, float] | None = None
+    amplitude: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +64,20 @@ class DecoderConfig:
     """What a decoder looks like; nothing about how it is run on devices.
 
     Attributes:
-        norm: "rms" (Llama) or "layer" (GPT-2); always before the sublayer.
-        positions: Rope, or what is added to the embeddings: "learned" or "sinusoidal" (XGLM's).
+        norm: "rms" (Llama) or "layer" (GPT-2).
+        norms: of each sublayer: "before" it, "after" it (OLMo 2), or "both" (Gemma 2).
+        positions: Rope, or some, layer by layer, repeated over the layers; or what is added to the
+            embeddings: "learned" or "sinusoidal" (XGLM's).
         position_offset: row of the position table at which the first token stands.
         embed_scale: what embeddings are multiplied with; the output projection is not.
+        residual_scale: what a sublayer's output is multiplied with before the sum (Granite).
+        logit_scale: what logits are multiplied with (Granite).
+        logit_cap: logits are cap * tanh(logits / cap) (Gemma 2); 0: as they are.
         block: "sequential"; "parallel": attention and MLP read the same input (GPT-NeoX), or
             "shared_norm": even through one norm (GPT-J).
         mlp: one of `MLPS`.
-        qk_norm: norms over the width of each head of queries and keys, before the rotation.
+        qk_norm: norms of queries and keys before the rotation, over the width of each "head" or
+            over the "row" of all heads (OLMo 2); "": none.
         attention_scale: of scores; None: 1 / sqrt(head_width).
         attention: how tokens are mixed, layer by layer; repeated over the layers.
         implementation: of attention, one of `mixing.IMPLEMENTATIONS`.
@@ -82,12 +96,16 @@ class DecoderConfig:
     context_length: int
     norm: str = "rms"
     norm_eps: float = 1e-5
-    positions: Rope | str = Rope()
+    norms: str = "before"
+    positions: Rope | tuple[Rope, ...] | str = Rope()
     position_offset: int = 0
     embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_cap: float = 0.0
     block: str = "sequential"
     mlp: str = "swiglu"
-    qk_norm: bool = False
+    qk_norm: str = ""
     attention_scale: float | None = None
     attention: tuple[Kind, ...] = (Kind(),)
     implementation: str = "auto"
@@ -100,16 +118,39 @@ class DecoderConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
-        """Raises a UserError for a name that the decoder does not have."""
+        """Raises a UserError for what the decoder does not have."""
         for field, known in _NAMES.items():
             check_known(field, getattr(self, field), known)
-        if self.rope is None:
+        if not self.ropes:
             check_known("positions", cast(str, self.positions), ("learned", "sinusoidal"))
+        if len({(rope.width, rope.interleaved) for rope in self.ropes}) > 1:
+            raise UserError(
+                "positions turn other parts of a head in some layers than in others; expected the "
+                "same width and pairs in all: give another model"
+            )
+        if len({kind.cap for kind in self.attention if kind.base == "softmax"}) > 1:
+            raise UserError(
+                "attention has soft caps that differ from layer to layer; expected one: give "
+                "another model"
+            )
 
     @property
-    def rope(self) -> Rope | None:
-        """By what queries and keys are turned; None where positions are added to embeddings."""
-        return self.positions if isinstance(self.positions, Rope) else None
+    def ropes(self) -> tuple[Rope, ...]:
+        """By what queries and keys are turned, layer by layer; none: embeddings have positions."""
+        if isinstance(self.positions, str):
+            return ()
+        return (self.positions,) if isinstance(self.positions, Rope) else self.positions
+
+    @property
+    def score_cap(self) -> float:
+        """The soft cap on attention logits; 0: none."""
+        return max(kind.cap for kind in self.attention)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """How many tokens each layer sees, repeated over the layers; none where all see all."""
+        windows = tuple(kind.window for kind in self.attention)
+        return windows if any(windows) else ()
 
     def learned(self) -> tuple[str, ...]:
         """The numbers of its kinds of attention that are parameters."""

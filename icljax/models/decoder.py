@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped
 
 from icljax.attention import Memory, Tokens
-from icljax.attention.mixing import Past, Prefix, mix
-from icljax.models.config import MLPS, Rope
+from icljax.attention.mixing import Past, Prefix, capped, mix
+from icljax.models.config import MLPS
 from icljax.models.config import DecoderConfig as DecoderConfig
+from icljax.models.rotary import rotate
 from icljax.types import Array, Params
 
 
@@ -49,11 +50,14 @@ class AttentionRecord(NamedTuple):
     """One layer's attention at the A studied positions, float32.
 
     Attributes:
-        attn_out: [B, A, D], after the output projection, before the residual sum.
-        scores_query: [B, A, H, S], scaled logits before softmax to the row's own tokens, those
-            beyond a window included.
-        rotated: [B, A, G, K], scaled query vector as it meets the keys, summed over the query heads
-            of a group: times a state's keys, its logits to the state summed over heads.
+        attn_out: [B, A, D], after the output projection, before a norm that follows it and the
+            residual sum.
+        scores_query: [B, A, H, S], what softmax is given (scaled logits, capped where the model
+            caps them) of the row's own tokens; those beyond a window, which softmax does not see,
+            are told apart by `forward.own_tokens`.
+        rotated: [B, A, G, 1, K], scaled query vector as it meets the keys, summed over the query
+            heads of a group: times a state's keys, its logits to the state summed over heads. With
+            a soft cap [B, A, G, J, K], each head's own.
         query: [B, A, H, K], scaled query vector before rotation (so that tokens of different
             prompts compare by content, as in models with additive positions).
     """
@@ -80,31 +84,6 @@ class Hidden(NamedTuple):
     values: jax.Array
     record: AttentionRecord | None
     memory: Memory | None
-
-
-def rotate(
-    x: Float[jax.Array, "B S *heads K"], positions: Int[jax.Array, "B S"], rope: Rope
-) -> Float[jax.Array, "B S *heads K"]:
-    """Rotary position embedding; a pure rotation, so that a negative position turns back."""
-    width = rope.width or x.shape[-1]
-    angle = positions[..., None].astype(jnp.float32) * _frequencies(rope, width)[None, None]
-    angle = angle.reshape(positions.shape + (1,) * (x.ndim - 3) + (width // 2,))
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    turned = x[..., :width].astype(jnp.float32)
-    pairs = turned.reshape(*turned.shape[:-1], *((-1, 2) if rope.interleaved else (2, -1)))
-    axis = -1 if rope.interleaved else -2
-    a, b = jnp.moveaxis(pairs, axis, 0)
-    turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis).reshape(turned.shape)
-    return jnp.concatenate([turned.astype(x.dtype), x[..., width:]], -1)
-
-
-def _frequencies(rope: Rope, width: int) -> jax.Array:
-    """Radians a token, float32 [width / 2]; scaled as in Llama 3.1 where `rope` says so."""
-    half = width // 2
-    frequency = rope.theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    turns = rope.original_length * frequency / (2 * jnp.pi)
-    kept = jnp.clip((turns - rope.low) / (rope.high - rope.low), 0, 1)
-    return frequency * (kept + (1 - kept) / rope.factor)
 
 
 def sinusoids(positions: Int[Array, "B S"], width: int) -> Float[jax.Array, "B S {width}"]:
@@ -146,10 +125,10 @@ class Attention(nn.Module):
         positions: Int[jax.Array, "B S"],
         past: Past,
         prefix: Prefix | None,
-        which: Int[jax.Array, ""],
+        number: Int[jax.Array, ""],
         at: Int[Array, "B A"] | None,
     ) -> tuple[Float[jax.Array, "B S D"], LayerOutput]:
-        """The layer's output, and what it leaves."""
+        """The output of layer `number`, and what it leaves."""
         c = self.config
         batch, length, _ = x.shape
         groups = c.num_kv_heads
@@ -165,14 +144,16 @@ class Attention(nn.Module):
             project("value", groups),
         )
         if c.qk_norm:
-            query, k = _norm(c, "query_norm")(query), _norm(c, "key_norm")(k)
+            axes = -1 if c.qk_norm == "head" else (-2, -1)
+            query, k = _norm(c, "query_norm", axes)(query), _norm(c, "key_norm", axes)(k)
         scale = c.head_width**-0.5 if c.attention_scale is None else c.attention_scale
         q = query = query * scale
-        if c.rope is not None:
-            q, k = rotate(q, positions, c.rope), rotate(k, positions, c.rope)
+        if c.ropes:
+            q, k = (rotate(x, positions, c.ropes, number[None]) for x in (q, k))
         q = q.reshape(batch, length, groups, c.num_heads // groups, c.head_width)
         learned = self._learned(x)
         tokens = Tokens(q, k, v)
+        which = number % len(c.attention)
         mixed, memory = mix(c.attention, which, tokens, learned, past, prefix, c.implementation)
         out = nn.DenseGeneral(
             c.width, axis=(-2, -1), use_bias=c.output_bias, dtype=c.dtype, name="output"
@@ -202,10 +183,11 @@ class Attention(nn.Module):
         batch, studied = at.shape
         q_at = take_positions(q, at).astype(jnp.float32)
         scores = jnp.einsum("BAGJK,BTGK->BAGJT", q_at, k.astype(jnp.float32))
+        cap = self.config.score_cap
         return AttentionRecord(
             attn_out=take_positions(out, at).astype(jnp.float32),
-            scores_query=scores.reshape(batch, studied, self.config.num_heads, -1),
-            rotated=jnp.sum(q_at, 3),
+            scores_query=capped(scores, cap).reshape(batch, studied, self.config.num_heads, -1),
+            rotated=q_at if cap else jnp.sum(q_at, 3, keepdims=True),
             query=take_positions(query, at).astype(jnp.float32),
         )
 
@@ -231,14 +213,20 @@ class Mlp(nn.Module):
         return dense(c.width, "down")(hidden).reshape(shape)
 
 
-def _norm(config: DecoderConfig, name: str) -> nn.Module:
-    """Statistics in float32, result in the compute dtype."""
+def _norm(config: DecoderConfig, name: str, axes: int | tuple[int, ...] = -1) -> nn.Module:
+    """Over some last axes; statistics in float32, result in the compute dtype."""
     kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
-    return kind(epsilon=config.norm_eps, dtype=config.dtype, name=name)
+    return kind(
+        epsilon=config.norm_eps,
+        dtype=config.dtype,
+        reduction_axes=axes,
+        feature_axes=axes,
+        name=name,
+    )
 
 
 class Block(nn.Module):
-    """One pre-norm layer, in the form that `nn.scan` wants: carry, then scanned-over inputs."""
+    """One layer, in the form that `nn.scan` wants: carry, then scanned-over inputs."""
 
     config: DecoderConfig
 
@@ -257,20 +245,32 @@ class Block(nn.Module):
         past: Past,
         at: Int[Array, "B A"] | None,
     ) -> tuple[Float[jax.Array, "B S D"], Float[jax.Array, "B S D"], LayerOutput]:
-        """The sum with attention's output, the layer's output, what it leaves."""
-        which, layer_state = layer
+        """The sum with attention's output, the layer's output, what it leaves.
+
+        Args:
+            layer: its number, and its part of the state: keys, values, memory.
+        """
+        number, layer_state = layer
         prefix = None
         if layer_state is not None and valid is not None:
             keys, values, memory = layer_state
             prefix = Prefix(keys, values, valid, memory)
         c = self.config
-        normed = _norm(c, "attention_norm")(x)
+
+        def before(name: str, x: jax.Array) -> jax.Array:
+            return x if c.norms == "after" else _norm(c, name)(x)
+
+        def summed(x: jax.Array, out: jax.Array, name: str) -> jax.Array:
+            out = out if c.norms == "before" else _norm(c, name)(out)
+            return x + c.residual_scale * out
+
+        normed = before("attention_norm", x)
         attention = Attention(c, name="attention")
-        out, left = attention(normed, positions, past, prefix, which, at)
-        after = x + out
+        out, left = attention(normed, positions, past, prefix, number, at)
+        after = summed(x, out, "attention_out_norm")
         if c.block != "shared_norm":
-            normed = _norm(c, "mlp_norm")(after if c.block == "sequential" else x)
-        return after, after + Mlp(c, name="mlp")(normed), left
+            normed = before("mlp_norm", after if c.block == "sequential" else x)
+        return after, summed(after, Mlp(c, name="mlp")(normed), "mlp_out_norm"), left
 
 
 class Decoder(nn.Module):
@@ -336,17 +336,17 @@ class Decoder(nn.Module):
         x = self.embedded(tokens, positions)
         start = 0 if state is None else state.length
         past = Past(*jax.tree.map(jnp.asarray, (positions - start + 1, mask, valid)))
-        which = jnp.arange(c.num_layers) % len(c.attention)
+        number = jnp.arange(c.num_layers)
         layer_state = None if state is None else (state.keys, state.values, state.memory)
         state_valid = None if state is None else state.valid
-        x, left = self.layers(x, (which, layer_state), state_valid, positions, past, at)
+        x, left = self.layers(x, (number, layer_state), state_valid, positions, past, at)
         return Hidden(self.final_norm(x), *left)
 
     def logits(self, hidden: Float[jax.Array, "*batch D"]) -> Float[jax.Array, "*batch V"]:
         """Logits, float32, of what the final norm gives."""
-        if self.config.tied:
-            return self.embed.attend(hidden).astype(jnp.float32)
-        return self.unembed(hidden).astype(jnp.float32)
+        c = self.config
+        logits = (self.embed.attend if c.tied else self.unembed)(hidden).astype(jnp.float32)
+        return capped(logits * c.logit_scale, c.logit_cap)
 
     def read_out(self, x: Float[jax.Array, "*batch D"]) -> Float[jax.Array, "*batch V"]:
         """Logits of what some layer puts out, as if it were the last one."""

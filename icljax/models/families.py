@@ -7,9 +7,18 @@ from icljax import forms
 from icljax.attention import Kind
 from icljax.attention.mixing import check_kind
 from icljax.errors import UserError
-from icljax.models.decoder import DecoderConfig, Rope
-from icljax.models.family_tables import ATTENTION_KEY, FAMILIES, FORMS, KIND_FORMS, NEUTRAL, Family
-from icljax.models.options import ROPE_FORMS, ROPE_TABLES, Fields, expect, lookup
+from icljax.forms import TABLE
+from icljax.models.config import DecoderConfig, Rope
+from icljax.models.family_tables import (
+    ATTENTION_KEY,
+    FAMILIES,
+    FORMS,
+    KIND_FORMS,
+    NEUTRAL,
+    REFUSED,
+    Family,
+)
+from icljax.models.options import LAYER_TYPES, ROPE_FORMS, ROPE_TABLES, Fields, expect, lookup
 
 DEQUANTISE = "give a dequantised copy (float32, float16 or bfloat16), or a GGUF file of the model"
 
@@ -29,6 +38,8 @@ def decoder_config(
             that is none of its key's.
     """
     kind = hf.get("model_type")
+    if isinstance(kind, str) and kind in REFUSED:
+        raise UserError(f"{where}: model_type {kind!r} {REFUSED[kind]}")
     if not isinstance(kind, str) or kind not in FAMILIES:
         what = f"model_type {forms.shown(kind)} is unknown"
         what = f"{source} has no 'model_type'" if kind is None else what
@@ -36,7 +47,11 @@ def decoder_config(
     named = f"{where}: {source}"
     forms.check(named, hf, FORMS)
     for key in ROPE_TABLES:
-        forms.check(f"{named}: {key}", hf.get(key) or {}, ROPE_FORMS)
+        table = hf.get(key) or {}
+        forms.check(f"{named}: {key}", table, ROPE_FORMS | dict.fromkeys(LAYER_TYPES, TABLE))
+        for kind_of_layer in LAYER_TYPES:
+            where_in = f"{named}: {key}: {kind_of_layer}"
+            forms.check(where_in, table.get(kind_of_layer) or {}, ROPE_FORMS)
     _refuse_quantised(named, hf)
     own = _own_kinds(named, hf)
     try:
@@ -78,7 +93,8 @@ def _own_kinds(named: str, hf: dict[str, Any]) -> tuple[Kind, ...]:
 def _fields(hf: dict[str, Any], family: Family) -> Fields:
     """DecoderConfig's fields."""
     for key, supported in (NEUTRAL | family.only).items():
-        expect(hf, key, supported)
+        if key not in family.reads:
+            expect(hf, key, supported)
     fields = {field: lookup(hf, key) for field, key in family.keys.items()}
     heads, groups = fields["num_heads"], hf.get("num_key_value_heads") or fields["num_heads"]
     if heads % groups:
@@ -103,8 +119,9 @@ def _fields(hf: dict[str, Any], family: Family) -> Fields:
 def _check_positions(fields: Fields) -> None:
     """Rotations turn pairs of a head's numbers; sinusoids are sines and as many cosines."""
     positions = fields.get("positions")
-    if isinstance(positions, Rope):
-        width = positions.width or fields["head_width"]
+    one = positions[0] if isinstance(positions, tuple) else positions
+    if isinstance(one, Rope):
+        width = one.width or fields["head_width"]
         if width % 2 or width > fields["head_width"]:
             raise ValueError(
                 f"{width} of a head's {fields['head_width']} numbers cannot be rotated: they are "

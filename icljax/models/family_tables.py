@@ -30,6 +30,7 @@ class Family:
         prefixes: as in `Plan`.
         fixed: fields that all its models share.
         only: key of config.json -> the values that the decoder has, the default first.
+        reads: keys of `NEUTRAL` whose values `more` understands.
         more: what is more than a look-up.
         joint: axes of one tensor that holds query, key and value; "": there are three.
         inputs_first: layers' matrices are [in, out] (GPT-2's Conv1D), not a Linear's [out, in].
@@ -42,6 +43,7 @@ class Family:
     prefixes: tuple[str, ...]
     fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
     only: dict[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    reads: tuple[str, ...] = ()
     more: Callable[[dict[str, Any], Fields], Fields] = lambda hf, fields: {}
     joint: str = ""
     inputs_first: bool = False
@@ -56,9 +58,12 @@ FORMS = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "num_key_value_heads"), SIZE),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "word_embed_proj_dim"), SIZE),
     **dict.fromkeys(("rotary_dim", "window_size"), SIZE),
+    **dict.fromkeys(("sliding_window_pattern", "_sliding_window_pattern"), SIZE),
     **dict.fromkeys(("sliding_window", "max_window_layers"), COUNT),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"), forms.number(0, 1)),
-    **dict.fromkeys(("rope_theta", "rotary_emb_base"), forms.number()),
+    **dict.fromkeys(("rope_theta", "rotary_emb_base", "rope_local_base_freq"), forms.number()),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), forms.number()),
+    **dict.fromkeys(("query_pre_attn_scalar",), forms.number()),
     **dict.fromkeys(("rotary_pct", "partial_rotary_factor"), forms.number(0, 1)),
     **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings", "enable_bias"), FLAG),
     **dict.fromkeys(("use_sliding_window", "use_parallel_residual", "scale_embedding"), FLAG),
@@ -109,7 +114,7 @@ NEUTRAL: dict[str, Sequence[Any]] = {
 _WINDOWS: dict[str, Any] = {
     "sliding_window": range(2**31),
     "use_sliding_window": (False, True),
-    "layer_types": ("full_attention", "sliding_attention"),
+    "layer_types": options.LAYER_TYPES,
 }
 
 
@@ -175,6 +180,33 @@ _LLAMA = Family(
         },
     ),
     prefixes=("model.", ""),
+)
+_GEMMA = dataclasses.replace(
+    _LLAMA,
+    keys=_LLAMA.keys | {"tied": ("tie_word_embeddings", True)},
+    only={
+        "hidden_activation": ("gelu_pytorch_tanh",),
+        "use_bidirectional_attention": (False,),
+    },
+    mlps={"gelu_pytorch_tanh": "geglu", "gelu": "geglu"},
+    more=options.gemma,
+    norm_add=1.0,
+)
+_GEMMA_2 = dataclasses.replace(
+    _GEMMA,
+    fixed={"norms": "both"},
+    only=_GEMMA.only | _WINDOWS,
+    reads=("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
+    more=options.gemma2,
+    modules=_LLAMA.modules
+    | {
+        ours: f"layers.{{}}.{theirs}_layernorm"
+        for ours, theirs in {
+            "attention_out_norm": "post_attention",
+            "mlp_norm": "pre_feedforward",
+            "mlp_out_norm": "post_feedforward",
+        }.items()
+    },
 )
 _FAIRSEQ = Family(
     keys=_KEYS | {"mlp_width": "ffn_dim", "tied": ("tie_word_embeddings", True)},
@@ -317,17 +349,19 @@ FAMILIES = {
         _LLAMA, fixed={"qkv_bias": True}, only=_WINDOWS, more=options.qwen
     ),
     "qwen3": dataclasses.replace(
-        _LLAMA, fixed={"qk_norm": True}, only=_WINDOWS, more=options.qwen3
+        _LLAMA, fixed={"qk_norm": "head"}, only=_WINDOWS, more=options.qwen3
     ),
-    "gemma": dataclasses.replace(
-        _LLAMA,
-        keys=_LLAMA.keys | {"tied": ("tie_word_embeddings", True)},
-        only={
-            "hidden_activation": ("gelu_pytorch_tanh",),
-            "use_bidirectional_attention": (False,),
-        },
-        mlps={"gelu_pytorch_tanh": "geglu", "gelu": "geglu"},
-        more=options.gemma,
-        norm_add=1.0,
+    "gemma": _GEMMA,
+    "gemma2": _GEMMA_2,
+    "gemma3_text": dataclasses.replace(
+        _GEMMA_2,
+        fixed={"norms": "both", "qk_norm": "head"},
+        reads=("query_pre_attn_scalar", "final_logit_softcapping"),
+        more=options.gemma3,
     ),
+}
+# Model types that are no family here, and what to do.
+REFUSED = {
+    "gemma3": "reads images too (Gemma3ForConditionalGeneration); give its text model alone, of "
+    "model_type 'gemma3_text'",
 }

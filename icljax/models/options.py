@@ -7,16 +7,18 @@ defaults for keys that are missing.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from icljax import forms
 from icljax.attention import Kind
 from icljax.forms import SIZE, TEXT
-from icljax.models.decoder import Rope
+from icljax.models.config import Rope
 
 Fields = dict[str, Any]  # DecoderConfig's, as far as they are known
 
+T = TypeVar("T")
 ROPE_TABLES = ("rope_scaling", "rope_parameters")  # older, newer
+LAYER_TYPES = ("full_attention", "sliding_attention")
 _ROPE_SCALES = ("factor", "low_freq_factor", "high_freq_factor")
 ROPE_FORMS = {
     **dict.fromkeys(("rope_type", "type"), TEXT),
@@ -90,11 +92,26 @@ def rope(hf: dict[str, Any], fields: Fields, partial: float | None = None) -> Ro
     return rope
 
 
-def _pattern(windows: Sequence[int]) -> tuple[Kind, ...]:
+def _repeated(layers: Sequence[T]) -> tuple[T, ...]:
+    """The shortest pattern whose repetition gives what the layers have."""
+    periods = range(1, len(layers) + 1)
+    period = next(p for p in periods if all(x == layers[i % p] for i, x in enumerate(layers)))
+    return tuple(layers[:period])
+
+
+def _pattern(windows: Sequence[int], cap: float = 0.0) -> tuple[Kind, ...]:
     """Softmax attention with each layer's window (0: none), as the shortest repeated pattern."""
-    periods = range(1, len(windows) + 1)
-    period = next(p for p in periods if all(w == windows[i % p] for i, w in enumerate(windows)))
-    return tuple(Kind(window=w) for w in windows[:period])
+    return _repeated([Kind(window=window, cap=cap) for window in windows])
+
+
+def _are_local(hf: dict[str, Any], fields: Fields, every: int) -> list[bool]:
+    """Whether each layer has a window; unless layer_types say it, all but one of `every`."""
+    count, kinds = fields["num_layers"], hf.get("layer_types")
+    if kinds and len(kinds) != count:
+        raise ValueError(f"layer_types are of {len(kinds)} layers, not {count}")
+    if kinds:
+        return [kind == "sliding_attention" for kind in kinds]
+    return [(i + 1) % every > 0 for i in range(count)]
 
 
 def llama(hf: dict[str, Any], fields: Fields) -> Fields:
@@ -132,6 +149,39 @@ def gemma(hf: dict[str, Any], fields: Fields) -> Fields:
     """Gemma: embeddings are scaled, heads have a width of their own."""
     scale, head_width = math.sqrt(fields["width"]), hf.get("head_dim") or 256
     return llama(hf, fields) | {"embed_scale": scale, "head_width": head_width}
+
+
+def gemma2(hf: dict[str, Any], fields: Fields, every: int = 2, cap: float | None = 50.0) -> Fields:
+    """Gemma 2: as the first, windows in all but one of `every` layers, soft caps of logits."""
+    window, scalar = hf.get("sliding_window", 4096) or 0, hf.get("query_pre_attn_scalar") or 256
+    windows = [window * local for local in _are_local(hf, fields, every)]
+    return gemma(hf, fields) | {
+        "attention_scale": scalar**-0.5,
+        "attention": _pattern(windows, hf.get("attn_logit_softcapping", cap) or 0.0),
+        "logit_cap": hf.get("final_logit_softcapping", cap and 30.0) or 0.0,
+    }
+
+
+def gemma3(hf: dict[str, Any], fields: Fields) -> Fields:
+    """Gemma 3: as the second, a rotary base of its own for layers with a window, no caps."""
+    every = lookup(hf, ("sliding_window_pattern", lookup(hf, ("_sliding_window_pattern", 6))))
+    parameters = hf.get("rope_parameters") or {}
+    if parameters.keys() & set(LAYER_TYPES):  # newer: a table each
+        if unknown := sorted(parameters.keys() - set(LAYER_TYPES)):
+            raise ValueError(f"{forms.shown(unknown[0])} beside {LAYER_TYPES[0]} is not supported")
+        everywhere, local = ({"rope_parameters": parameters.get(kind)} for kind in LAYER_TYPES)
+    else:
+        everywhere = {key: hf.get(key) for key in ("rope_theta", *ROPE_TABLES)}
+        local = {"rope_theta": hf.get("rope_local_base_freq")}
+    bases = ((everywhere, 1e6), (local, 1e4))
+    ropes = [rope({"rope_theta": theta} | _given(table), fields) for table, theta in bases]
+    turned = [ropes[is_local] for is_local in _are_local(hf, fields, every)]
+    without = {key: value for key, value in hf.items() if key not in ROPE_TABLES}
+    return gemma2(without, fields, every, None) | {"positions": _repeated(turned)}
+
+
+def _given(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if value is not None}
 
 
 def gpt_neo(hf: dict[str, Any], fields: Fields) -> Fields:

@@ -35,7 +35,11 @@ _MATRICES = {
     "beta": ("G", "D"),
     "unembed": ("V", "D"),
 }
-_OTHER_AXES = {"embed": "V D", "embed_positions": "P D", "query_norm": "K", "key_norm": "K"}
+_OTHER_AXES = {"embed": "V D", "embed_positions": "P D"}
+_NORM_AXES = {  # of norms of queries and keys, by DecoderConfig.qk_norm
+    "head": {"query_norm": ("K", "K"), "key_norm": ("K", "K")},
+    "row": {"query_norm": ("(H K)", "H K"), "key_norm": ("(G K)", "G K")},
+}
 
 LeafPath = tuple[str, ...]  # of a leaf in the parameter tree
 
@@ -180,7 +184,7 @@ def plan(hf: dict[str, Any], config: DecoderConfig) -> Plan:
         tuple(part.key for part in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
     ]
     tied = f"{family.modules['unembed']}.weight" if config.tied else ""
-    leaves = {path: _leaf(family, path) for path in paths}
+    leaves = {path: _leaf(family, config.qk_norm, path) for path in paths}
     # `config` may have been given another kind of attention since.
     return Plan(leaves, family.prefixes, tied, _BUFFERS, decoder_config(hf, "the model"))
 
@@ -195,7 +199,7 @@ def shapes(plan: Plan, config: DecoderConfig, prefix: str) -> dict[str, tuple[in
     }
 
 
-def _leaf(family: Family, path: LeafPath) -> Leaf:
+def _leaf(family: Family, qk_norm: str, path: LeafPath) -> Leaf:
     """Where the leaf at `path` comes from: its module's tensor, and the axes."""
     module, kind = path[-2:]
     if kind in LEARNABLE:
@@ -208,7 +212,8 @@ def _leaf(family: Family, path: LeafPath) -> Leaf:
     if module in _MATRICES:
         return Leaf(tensor, *_matrix(family, module, kind == "bias"))
     axes = _OTHER_AXES.get(module, "D")
-    return Leaf(tensor, f"{axes} -> {axes}", add=family.norm_add if kind == "scale" else 0.0)
+    file, ours = _NORM_AXES.get(qk_norm, {}).get(module, (axes, axes))
+    return Leaf(tensor, f"{file} -> {ours}", add=family.norm_add if kind == "scale" else 0.0)
 
 
 def _matrix(family: Family, module: str, bias: bool) -> tuple[str, int]:
@@ -245,11 +250,12 @@ def _masked_value(rows: Rows, config: DecoderConfig, layer: int) -> bool:
 
 def _rotary_frequencies(rows: Rows, config: DecoderConfig, layer: int) -> bool:
     """Before linear scaling or after it; saved in half precision, perhaps."""
-    if config.rope is None or rows.total != 1:
+    if not config.ropes or rows.total != 1:
         return False
-    half = (config.rope.width or config.head_width) // 2
-    plain = config.rope.theta ** (-np.arange(half) / half)
-    scaled = plain if config.rope.original_length else plain / config.rope.factor
+    rope = config.ropes[layer % len(config.ropes)]
+    half = (rope.width or config.head_width) // 2
+    plain = rope.theta ** (-np.arange(half) / half)
+    scaled = plain if rope.original_length else plain / rope.factor
     found = rows.values[0]
     return found.shape == plain.shape and any(
         np.allclose(found, x, rtol=0.004, atol=1e-7) for x in (plain, scaled)

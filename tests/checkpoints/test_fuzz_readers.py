@@ -15,7 +15,7 @@ from icljax.checkpoints import from_gguf, gguf_file, stream, tensor_files
 from icljax.checkpoints import load as checkpoints
 from icljax.errors import UserError
 from icljax.models import families, family_tables, options, plans
-from icljax.models.decoder import DecoderConfig, Rope
+from icljax.models.config import DecoderConfig, Rope
 from tests.checkpoints.test_from_gguf import _hf_weights, _write
 from tests.conftest import bounded, llama_tensors, tiny_llama_config, write_folder
 from tests.models.test_families import tiny

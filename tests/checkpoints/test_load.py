@@ -17,7 +17,8 @@ from icljax.checkpoints import from_gguf, tensor_files
 from icljax.checkpoints import load as checkpoints
 from icljax.comparison import finetune
 from icljax.errors import UserError
-from icljax.models.decoder import Decoder, Rope, init_params
+from icljax.models.config import Rope
+from icljax.models.decoder import Decoder, init_params
 from icljax.models.named import NAMED
 from icljax.runtime import downloads
 from tests.checkpoints.test_from_gguf import (
@@ -997,7 +998,7 @@ def test_smollm2_reads_english():
         return perplexity(config, params, tokens)
 
     # Measured on CPU in float32: 29.13; with wrong wavelengths 33.12 (1e4) and 63.70 (1e3).
-    assert checkpoint.config.rope == Rope(1e5)
+    assert checkpoint.config.positions == Rope(1e5)
     right = with_theta(1e5)
     assert right == pytest.approx(29.13, rel=0.01)
     assert with_theta(1e4) > 1.1 * right

@@ -12,7 +12,7 @@ from icljax.comparison import changes, inputs
 from icljax.data import datasets, splits, tasks
 from icljax.errors import UserError
 from icljax.experiments import config as config_lib
-from icljax.models.decoder import Rope
+from icljax.models.config import Rope
 from icljax.results import Duplicates
 from tests.conftest import write_reviews
 

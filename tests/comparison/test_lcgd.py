@@ -14,7 +14,8 @@ import pytest
 
 from icljax.comparison import finetune
 from icljax.errors import UserError
-from icljax.models.decoder import Decoder, DecoderConfig, Rope
+from icljax.models.config import DecoderConfig, Rope
+from icljax.models.decoder import Decoder
 
 LLAMA = DecoderConfig(
     vocab_size=50,

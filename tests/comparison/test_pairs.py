@@ -7,7 +7,9 @@ import pytest
 
 from icljax.comparison import pairs
 from icljax.comparison.forward import Records
-from icljax.models.decoder import AttentionRecord, Rope, State, rotate
+from icljax.models.config import DecoderConfig, Rope
+from icljax.models.decoder import AttentionRecord, State
+from icljax.models.rotary import rotate
 
 L, B, S, G, K, A = 2, 2, 9, 3, 4, 2
 
@@ -24,7 +26,7 @@ def records(seed, near=None, by=1.0):
 
 def slot_mask():
     slots = np.array([[0, 0, 0, 0, 1, 1, 1, 1, -1], [0, 0, 1, 1, 1, 1, 1, -1, -1]])
-    return jnp.asarray((slots[:, None] == np.arange(A)[:, None]).reshape(B * A, S))
+    return jnp.asarray((slots[:, None] == np.arange(A)[:, None]).reshape(B * A, 1, S))
 
 
 def dense(r, mask, dtype=np.float64):
@@ -71,13 +73,16 @@ def test_demonstration_update_stands_in_the_zero_shot_frame():
     raw = jnp.asarray(rng.standard_normal((L, 6, G, K)), jnp.float32)
     values = jnp.asarray(rng.standard_normal((L, 6, G, K)), jnp.float32)
     at, rope = jnp.broadcast_to(jnp.arange(6), (L, 6)), Rope(100.0, 2, interleaved=True, factor=2.0)
-    state = State(rotate(raw, at, rope), values, jnp.ones(6, bool), jnp.int32(6))
+    config = DecoderConfig(9, L, K, K, G, G, K, 64, positions=rope)
+
+    def turned(x, at):
+        return rotate(x, at, (rope,), np.zeros(1, int))
+
+    state = State(turned(raw, at), values, jnp.ones(6, bool), jnp.int32(6))
     columns, compared = np.array([1, 2, 4, 0]), jnp.array([True, True, True, False])
-    update = pairs.demonstration_update(state, columns, compared, jnp.int32(5), rope)
+    update = pairs.demonstration_update(state, columns, compared, jnp.int32(5), config)
     query = jnp.asarray(rng.standard_normal((1, 1, K)), jnp.float32)
-    late, early = (rotate(query, jnp.full((1, 1), p), rope)[0, 0] for p in (8, 3))
+    late, early = (turned(query, jnp.full((1, 1), p))[0, 0] for p in (8, 3))
     chosen = columns[:3]
-    expected = jnp.einsum(
-        "LTGV,LTGK,K->LGV", values[:, chosen], rotate(raw, at, rope)[:, chosen], late
-    )
+    expected = jnp.einsum("LTGV,LTGK,K->LGV", values[:, chosen], turned(raw, at)[:, chosen], late)
     np.testing.assert_allclose(jnp.einsum("LGVK,K->LGV", update, early), expected, atol=1e-5)

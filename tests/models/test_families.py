@@ -9,20 +9,14 @@ import numpy as np
 import pytest
 
 from icljax.attention import Kind
-from icljax.attention.mixing import Past, parse_kinds
+from icljax.attention.mixing import Past, capped, parse_kinds
 from icljax.comparison import forward
 from icljax.errors import UserError
 from icljax.models import families, family_tables, plans
 from icljax.models.architectures import ARCHITECTURES
-from icljax.models.decoder import (
-    Block,
-    Decoder,
-    DecoderConfig,
-    Rope,
-    init_params,
-    rotate,
-    sinusoids,
-)
+from icljax.models.config import Rope
+from icljax.models.decoder import Block, Decoder, DecoderConfig, init_params, sinusoids
+from icljax.models.rotary import rotate
 
 LLAMA = DecoderConfig(400, 3, 32, 48, 4, 2, 8, 64)
 
@@ -91,6 +85,10 @@ PUBLISHED = {
     "qwen3-8b": 8_190_735_360,
     "gemma-2b": 2_506_172_416,
     "gemma-7b": 8_537_680_896,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-3-270m": 268_098_176,
+    "gemma-3-1b": 999_885_952,
     "smollm2-135m": 134_515_008,
     "smollm2-360m": 361_821_120,
     "smollm2-1.7b": 1_711_376_384,
@@ -167,6 +165,16 @@ def test_plan_covers_the_tree_with_its_shapes(kind):
         ("gemma", "mlp_norm.scale", ("layers.{}.post_attention_layernorm.weight", "D -> D", 0, 1)),
         ("opt", "embed_positions.embedding", ("embed_positions.weight", "P D -> P D")),
         ("qwen3", "key_norm.scale", ("layers.{}.self_attn.k_norm.weight", "K -> K")),
+        (
+            "gemma2",
+            "attention_out_norm.scale",
+            ("layers.{}.post_attention_layernorm.weight", "D -> D", 0, 1),
+        ),
+        (
+            "gemma3_text",
+            "mlp_norm.scale",
+            ("layers.{}.pre_feedforward_layernorm.weight", "D -> D", 0, 1),
+        ),
     ],
 )
 def test_leaves(kind, path, expected):
@@ -238,11 +246,11 @@ LLAMA3 = {
         ("gpt_neox", {"rotary_pct": 1.0, "rotary_emb_base": 500}, Rope(500.0)),
         ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.5}}, Rope(width=4)),
         ("gptj", {}, Rope(width=4, interleaved=True)),
-        ("opt", {}, None),
+        ("opt", {}, "learned"),
     ],
 )
 def test_rotary_positions(kind, changes, expected):
-    assert families.decoder_config(tiny(kind, **changes), kind).rope == expected
+    assert families.decoder_config(tiny(kind, **changes), kind).positions == expected
 
 
 def test_kinds_of_attention_of_a_model_trained_here_come_first():
@@ -258,7 +266,11 @@ def test_kinds_of_attention_of_a_model_trained_here_come_first():
 @pytest.mark.parametrize(
     ("kind", "changes", "expected"),
     [
-        ("gemma2", None, "model_type 'gemma2' is unknown; supported: gpt2, gpt_neo, "),
+        ("gemma3n", None, "model_type 'gemma3n' is unknown; supported: gpt2, gpt_neo, "),
+        ("gemma3", None, "(Gemma3ForConditionalGeneration); give its text model alone"),
+        ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping=5.0 is not"),
+        ("gemma2", {"use_bidirectional_attention": True}, "only False"),
+        ("gemma2", {"layer_types": ["full_attention"]}, "layer_types are of 1 layers, not 4"),
         ("mixtral", None, "model_type 'mixtral' is unknown"),
         ("llama", {"rope_scaling": {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
         ("llama", {"rope_scaling": {"rope_type": "llama3"}}, "has no 'factor', which llama needs"),
@@ -404,12 +416,35 @@ def test_scores_after_rotation_depend_on_the_distance_only(rope):
     turn = jax.jit(rotate, static_argnums=2)
 
     def at(x, position):
-        return turn(x, np.full((1, 1), position), rope)
+        return turn(x, np.full((1, 1), position), (rope,), np.zeros(1, int))
 
     scores = [jnp.vdot(at(q, i), at(k, j)) for i, j in ((7, 2), (30, 25), (5, 0), (0, -5))]
     np.testing.assert_allclose(scores, scores[0], rtol=1e-4)
     assert abs(float(jnp.vdot(at(q, 7), at(k, 3)) - scores[0])) > 1e-3
     np.testing.assert_allclose(at(at(k, 9), -9), k, atol=1e-5)
+
+
+def test_layers_are_turned_by_their_own_rope():
+    ropes = (Rope(20.0), Rope(500.0), Rope(factor=float("inf")))
+    x = jax.random.normal(jax.random.key(0), (5, 3, 2, 8))
+    at = jnp.broadcast_to(jnp.arange(3)[None] + 4, (5, 3))
+    got = rotate(x, at, ropes, np.arange(5))
+    for layer in range(5):
+        own = slice(layer, layer + 1)
+        alone = rotate(x[own], at[own], (ropes[layer % 3],), np.zeros(1, int))
+        np.testing.assert_array_equal(got[own], alone)
+    np.testing.assert_array_equal(got[2], x[2])  # a layer without positions
+    assert np.abs(got[0] - x[0]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"positions": (Rope(), Rope(width=4))}, {"attention": (Kind(cap=5.0), Kind())}],
+    ids=["width", "cap"],
+)
+def test_what_differs_between_layers_is_what_a_scan_can_have(changes):
+    with pytest.raises(UserError, match=r"expected (the same|one)"):
+        dataclasses.replace(LLAMA, **changes)
 
 
 def test_sinusoids_of_fairseq():
@@ -512,10 +547,20 @@ def test_a_token_sees_its_window():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"qk_norm": True, "block": "shared_norm", "positions": Rope(100.0, 4, interleaved=True)},
+        {"qk_norm": "head", "block": "shared_norm", "positions": Rope(100.0, 4, interleaved=True)},
         {"norm": "layer", "block": "parallel", "positions": "sinusoidal", "mlp": "gelu"},
+        {
+            "norms": "both",
+            "attention": (Kind(window=5, cap=1.0), Kind(cap=1.0)),
+            "logit_cap": 2.0,
+        },
+        {
+            "norms": "both",
+            "qk_norm": "head",
+            "positions": (Rope(20.0), Rope(500.0, factor=4.0)),
+        },
     ],
-    ids=["rotary", "sinusoidal"],
+    ids=["rotary", "sinusoidal", "gemma2", "gemma3"],
 )
 def test_windows_reach_into_the_state(changes):
     """Reading after a padded state equals reading the whole text."""
@@ -528,6 +573,87 @@ def test_windows_reach_into_the_state(changes):
     np.testing.assert_allclose(reader(config)(*rest).hidden, whole, atol=1e-4)
     unbounded = dataclasses.replace(config, attention=(Kind(),))
     assert np.abs(reader(unbounded)(*rest).hidden - whole).max() > 1e-2
+
+
+GEMMA_KINDS = {
+    # By the published rules: all but every second layer, all but every sixth.
+    ("gemma2", ()): (4, [9, 0], [Rope()]),
+    ("gemma3_text", ()): (12, [9] * 5 + [0], [Rope()] * 5 + [Rope(1e6)]),
+    ("gemma3_text", (("sliding_window_pattern", 2),)): (4, [9, 0], [Rope(), Rope(1e6)]),
+    ("gemma3_text", (("rope_local_base_freq", 50.0), ("_sliding_window_pattern", 2))): (
+        4,
+        [9, 0],
+        [Rope(50.0), Rope(1e6)],
+    ),
+    ("gemma3_text", (("rope_scaling", (("rope_type", "linear"), ("factor", 8.0))),)): (
+        6,
+        [9] * 5 + [0],
+        [Rope()] * 5 + [Rope(1e6, factor=8.0)],
+    ),
+    (
+        "gemma3_text",
+        (
+            ("layer_types", ("full_attention", "sliding_attention") * 2),
+            (
+                "rope_parameters",
+                (
+                    ("full_attention", (("rope_theta", 70.0),)),
+                    ("sliding_attention", (("rope_theta", 30.0),)),
+                ),
+            ),
+        ),
+    ): (4, [0, 9], [Rope(70.0), Rope(30.0)]),
+}
+
+
+def as_table(value):
+    """Pairs of pairs as nested tables; other tuples as lists."""
+    if not isinstance(value, tuple):
+        return value
+    if all(isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], str) for x in value):
+        return {key: as_table(x) for key, x in value}
+    return list(value)
+
+
+@pytest.mark.parametrize(("case", "expected"), GEMMA_KINDS.items())
+def test_windows_and_positions_of_gemma(case, expected):
+    (kind, changes), (layers, windows, ropes) = case, expected
+    changes = as_table(changes) | {"num_hidden_layers": layers, "sliding_window": 9}
+    config = families.decoder_config(tiny(kind, **changes), kind)
+    assert [k.window for k in config.attention] == windows
+    assert list(config.ropes) == ropes
+    cap = 50.0 if kind == "gemma2" else 0.0
+    assert {k.cap for k in config.attention} == {cap}
+    assert config.logit_cap == (30.0 if cap else 0.0)
+    assert config.attention_scale == 256**-0.5
+
+
+def test_caps_bend_logits_and_scores():
+    """At 1 / 100 of the cap they are what they were; beyond it they end there."""
+    np.testing.assert_allclose(capped(jnp.array([0.5, -1e4]), 50.0), [0.5, -50], rtol=1e-4)
+    np.testing.assert_allclose(capped(jnp.array([1.0]), 2.0), [2 * np.tanh(0.5)], rtol=1e-6)
+    wide, narrow = (
+        dataclasses.replace(WINDOWED, attention=(Kind(cap=cap),), logit_cap=cap)
+        for cap in (1e6, 0.1)
+    )
+    plain = dataclasses.replace(WINDOWED, attention=(Kind(),))
+    params = params_of(plain)
+
+    def logits(config):
+        return jax.jit(Decoder(config).apply)({"params": params}, TOKENS, AT)
+
+    np.testing.assert_allclose(logits(wide), logits(plain), rtol=1e-3, atol=1e-4)
+    assert np.abs(logits(plain)).max() > 1 > 0.11 > np.abs(logits(narrow)).max()
+    record = jax.jit(functools.partial(forward.hidden, Decoder(narrow)))
+    scores = record(params, TOKENS, AT, None, None, AT).record.scores_query
+    assert 0.05 < np.abs(scores).max() < 0.11
+
+
+def test_a_cap_in_jax_nn_is_computed_plainly():
+    capped_kind = dataclasses.replace(WINDOWED, attention=(Kind(window=5, cap=0.5),))
+    other = dataclasses.replace(capped_kind, implementation="jax_nn")
+    ours, theirs = (reader(c)(params_of(WINDOWED), TOKENS, AT).hidden for c in (capped_kind, other))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_window_in_jax_nn():

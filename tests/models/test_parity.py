@@ -52,6 +52,26 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
+# Caps low enough to bend what random weights give.
+GEMMA_2 = LLAMA | {
+    "head_dim": 16,
+    "tie_word_embeddings": True,
+    "sliding_window": 6,
+    "query_pre_attn_scalar": 24,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 5.0,
+}
+GEMMA_3 = LLAMA | {
+    "head_dim": 16,
+    "tie_word_embeddings": True,
+    "sliding_window": 6,
+    "query_pre_attn_scalar": 24,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+    },
+}
 GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256}
 NEO = {
     "hidden_size": 32,
@@ -84,6 +104,16 @@ FAMILIES = {
     ),
     "qwen3": ("qwen3", {**LLAMA, "head_dim": 16, "attention_bias": True}),
     "gemma": ("gemma", {**LLAMA, "head_dim": 16, "tie_word_embeddings": True}),
+    "gemma2": ("gemma2", GEMMA_2),
+    "gemma2-uncapped": (
+        "gemma2",
+        {**GEMMA_2, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    "gemma3": ("gemma3_text", GEMMA_3),
+    "gemma3-linear": (
+        "gemma3_text",
+        {**GEMMA_3, "rope_parameters": {"full_attention": LINEAR_ROPE}},
+    ),
     "gpt2": ("gpt2", GPT2),
     "gpt2-untied": ("gpt2", {**GPT2, "tie_word_embeddings": False}),
     "gpt_neo": ("gpt_neo", NEO),
@@ -237,9 +267,12 @@ def queries(peer, attention, outputs):
         joint = outputs[attention.query_key_value][0]
         query = joint.reshape(len(joint), config.num_attention_heads, 3, -1)[:, :, 0]
     else:
-        query = outputs[attention.q_norm if kind == "qwen3" else attention.q_proj][0]
+        query = outputs[getattr(attention, "q_norm", attention.q_proj)][0]
+    if kind == "gemma3_text":  # its norms come after heads and tokens were swapped
+        query = query.swapaxes(0, 1)
     query = query.reshape(len(query), config.num_attention_heads, -1)
-    query = query * (1.0 if kind == "gpt_neo" else query.shape[-1] ** -0.5)
+    scaling = getattr(attention, "scaling", query.shape[-1] ** -0.5)
+    query = query * (1.0 if kind == "gpt_neo" else scaling)
     return query.flatten(1)
 
 
