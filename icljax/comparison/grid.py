@@ -134,7 +134,8 @@ def reader(
     groups = seed_shares(at_once, programs.devices.mesh.shape["data"], num_rates)
     seeds = sorted({seed for seed, _ in piece})
     numbers = [piece[min(i, len(piece) - 1)][0] for i in range(0, at_once, at_once // groups)]
-    # One shape, however many seeds the last piece is of.
+    # The last piece has the others' shape. One that straddles seeds may hold a seed more than
+    # `at_once` runs need, and is then compiled of its own.
     filled = seeds + seeds[-1:] * (math.ceil(at_once / num_rates) - len(seeds))
     there = encode_demonstrations(programs, subject.params, subject.demonstrations, filled)
     places = np.asarray([seeds.index(number) for number in numbers], np.int32)
