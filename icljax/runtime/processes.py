@@ -1,9 +1,12 @@
 """How JAX is set up for a job: the compilation cache, several processes, being asked to stop."""
 
 import contextlib
+import ctypes
+import functools
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ from icljax.runtime import downloads
 
 STOPPED, LOST = 75, 76  # exit codes; 75 is EX_TEMPFAIL: the same command continues
 _HEARTBEAT_SECONDS = 30
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's name for the event
 _NEVER = 1e9  # seconds of compilation above which a program is written to the cache
 _REPORT_SECONDS = 300  # that the others wait while process 0 writes the report
 # In what collectives and the coordination service say when a process is gone.
@@ -35,6 +39,8 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 def set_up() -> None:
     """Turns on the persistent compilation cache, so that a second job starts at once.
 
+    What compiling leaves in memory is given back.
+
     In JAX_COMPILATION_CACHE_DIR, or beside the models; one that cannot be written is read.
     """
     if not os.access(os.path.expanduser("~"), os.W_OK):
@@ -47,6 +53,19 @@ def set_up() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    _listen_to_compiler()
+
+
+@functools.cache  # once a process
+def _listen_to_compiler() -> None:
+    jax.monitoring.register_event_duration_secs_listener(_after_compiling)
+
+
+def _after_compiling(event: str, seconds: float, **_: object) -> None:
+    """Gives back what the compiler used: the C library would keep some 500 MB of it."""
+    if event == _COMPILED and seconds > 1 and sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextlib.contextmanager
