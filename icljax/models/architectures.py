@@ -66,6 +66,10 @@ _TIED = {"tie_word_embeddings": True}
 _QWEN = {"rms_norm_eps": 1e-6, "rope_theta": 1e6}
 _QWEN2, _QWEN3 = ({"model_type": kind, **_QWEN} for kind in ("qwen2", "qwen3"))
 _GEMMA = {"model_type": "gemma", "rms_norm_eps": 1e-6, "head_dim": 256}
+_THETA = {"rope_theta": 5e5}
+_GRANITE = {"model_type": "granite", "embedding_multiplier": 12.0, "logits_scaling": 8.0}
+_GRANITE |= {"residual_multiplier": 0.22, "attention_multiplier": 0.015625}
+_SMOLLM3 = {"model_type": "smollm3", "no_rope_layer_interval": 4, "rms_norm_eps": 1e-6}
 _GEMMA2 = _GEMMA | {"model_type": "gemma2", "sliding_window": 4096}
 _GEMMA3 = _GEMMA | {"model_type": "gemma3_text", "sliding_window": 512}
 
@@ -115,6 +119,18 @@ ARCHITECTURES: dict[str, Config] = {
     "qwen3-8b": _llama(36, (4096, 12288), (32, 8), 151936, 40960, **_QWEN3),
     "gemma-2b": _llama(18, (2048, 16384), (8, 1), 256000, 8192, **_GEMMA),
     "gemma-7b": _llama(28, (3072, 24576), (16, 16), 256000, 8192, **_GEMMA),
+    "olmo-2-1b": _llama(
+        16, (2048, 8192), (16, 16), 100352, 4096, model_type="olmo2", rms_norm_eps=1e-6, **_THETA
+    ),
+    "granite-3.1-2b": _llama(
+        40, (2048, 8192), (32, 8), 49155, 131072, rope_theta=5e6, **_GRANITE, **_TIED
+    ),
+    "smollm3-3b": _llama(
+        36, (2048, 11008), (16, 4), 128256, 65536, rope_theta=5e6, **_SMOLLM3, **_TIED
+    ),
+    "stablelm-2-1.6b": _model(
+        "stablelm", 100352, 4096, 24, 2048, 32, intermediate_size=5632, use_qkv_bias=True
+    ),
     "gemma-2-2b": _llama(26, (2304, 9216), (8, 4), 256000, 8192, **_GEMMA2),
     "gemma-2-9b": _llama(42, (3584, 14336), (16, 8), 256000, 8192, **_GEMMA2),
     "gemma-3-270m": _llama(18, (640, 2048), (4, 1), 262144, 32768, **_GEMMA3),

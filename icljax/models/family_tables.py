@@ -63,7 +63,12 @@ FORMS = {
     **dict.fromkeys(("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"), forms.number(0, 1)),
     **dict.fromkeys(("rope_theta", "rotary_emb_base", "rope_local_base_freq"), forms.number()),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), forms.number()),
-    **dict.fromkeys(("query_pre_attn_scalar",), forms.number()),
+    **dict.fromkeys(("query_pre_attn_scalar", "logits_scaling"), forms.number()),
+    **dict.fromkeys(("embedding_multiplier", "residual_multiplier"), forms.number()),
+    **dict.fromkeys(("attention_multiplier",), forms.number()),
+    **dict.fromkeys(("use_qkv_bias",), FLAG),
+    "no_rope_layer_interval": SIZE,
+    "no_rope_layers": forms.listed(forms.whole(0, 1)),
     **dict.fromkeys(("rotary_pct", "partial_rotary_factor"), forms.number(0, 1)),
     **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings", "enable_bias"), FLAG),
     **dict.fromkeys(("use_sliding_window", "use_parallel_residual", "scale_embedding"), FLAG),
@@ -181,6 +186,10 @@ _LLAMA = Family(
     ),
     prefixes=("model.", ""),
 )
+_OUT_NORMS = {
+    "attention_out_norm": "layers.{}.post_attention_layernorm",
+    "mlp_out_norm": "layers.{}.post_feedforward_layernorm",
+}
 _GEMMA = dataclasses.replace(
     _LLAMA,
     keys=_LLAMA.keys | {"tied": ("tie_word_embeddings", True)},
@@ -198,15 +207,7 @@ _GEMMA_2 = dataclasses.replace(
     only=_GEMMA.only | _WINDOWS,
     reads=("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
     more=options.gemma2,
-    modules=_LLAMA.modules
-    | {
-        ours: f"layers.{{}}.{theirs}_layernorm"
-        for ours, theirs in {
-            "attention_out_norm": "post_attention",
-            "mlp_norm": "pre_feedforward",
-            "mlp_out_norm": "post_feedforward",
-        }.items()
-    },
+    modules=_LLAMA.modules | _OUT_NORMS | {"mlp_norm": "layers.{}.pre_feedforward_layernorm"},
 )
 _FAIRSEQ = Family(
     keys=_KEYS | {"mlp_width": "ffn_dim", "tied": ("tie_word_embeddings", True)},
@@ -350,6 +351,32 @@ FAMILIES = {
     ),
     "qwen3": dataclasses.replace(
         _LLAMA, fixed={"qk_norm": "head"}, only=_WINDOWS, more=options.qwen3
+    ),
+    "olmo2": dataclasses.replace(
+        _LLAMA,
+        fixed={"norms": "after", "qk_norm": "row"},
+        modules=_LLAMA.modules | _OUT_NORMS,
+    ),
+    "granite": dataclasses.replace(
+        _LLAMA,
+        reads=(
+            *("embedding_multiplier", "residual_multiplier"),
+            *("attention_multiplier", "logits_scaling"),
+        ),
+        more=options.granite,
+    ),
+    "smollm3": dataclasses.replace(
+        _LLAMA,
+        keys=_LLAMA.keys | {"tied": ("tie_word_embeddings", True)},
+        reads=("no_rope_layers", "no_rope_layer_interval"),
+        more=options.smollm3,
+    ),
+    "stablelm": dataclasses.replace(
+        _LLAMA,
+        keys=_LLAMA.keys
+        | {"norm_eps": ("layer_norm_eps", 1e-5), "qkv_bias": ("use_qkv_bias", False)},
+        fixed={"norm": "layer"},
+        more=options.stablelm,
     ),
     "gemma": _GEMMA,
     "gemma2": _GEMMA_2,

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from icljax import forms
 from icljax.attention import Kind
-from icljax.forms import SIZE, TEXT
+from icljax.forms import FLAG, SIZE, TEXT
 from icljax.models.config import Rope
 
 Fields = dict[str, Any]  # DecoderConfig's, as far as they are known
@@ -19,12 +19,14 @@ Fields = dict[str, Any]  # DecoderConfig's, as far as they are known
 T = TypeVar("T")
 ROPE_TABLES = ("rope_scaling", "rope_parameters")  # older, newer
 LAYER_TYPES = ("full_attention", "sliding_attention")
-_ROPE_SCALES = ("factor", "low_freq_factor", "high_freq_factor")
+_YARN = ("attention_factor", "beta_fast", "beta_slow", "truncate")
+_ROPE_SCALES = ("factor", "low_freq_factor", "high_freq_factor", *_YARN[:3])
 ROPE_FORMS = {
     **dict.fromkeys(("rope_type", "type"), TEXT),
     **dict.fromkeys(("rope_theta", *_ROPE_SCALES), forms.number()),
     "partial_rotary_factor": forms.number(0, 1),
     "original_max_position_embeddings": SIZE,
+    "truncate": FLAG,
 }
 
 
@@ -58,12 +60,15 @@ def rope(hf: dict[str, Any], fields: Fields, partial: float | None = None) -> Ro
     for table in tables:
         if table.get("rope_type", table.get("type")) != table.get("type", table.get("rope_type")):
             raise ValueError("type and rope_type of the rotary positions differ; remove one")
-        if unknown := sorted(table.keys() - ROPE_FORMS.keys()):
+        known = set(ROPE_FORMS)
+        if "yarn" not in (table.get("rope_type"), table.get("type")):
+            known -= set(_YARN)
+        if unknown := sorted(table.keys() - known):
             raise ValueError(f"{forms.shown(unknown[0])} of the rotary positions is not supported")
         if table != given:
             raise ValueError(f"{' and '.join(ROPE_TABLES)} differ; remove one")
     kind = "rope_type" if "rope_type" in given else "type"  # the key's older name
-    expect(given, kind, ("default", "linear", "llama3"))
+    expect(given, kind, ("default", "linear", "llama3", "yarn"))
     theta = given.get("rope_theta") or hf.get("rope_theta") or hf.get("rotary_emb_base")
     shares = (given.get("partial_rotary_factor"), hf.get("partial_rotary_factor"))
     share = next((x for x in (*shares, hf.get("rotary_pct")) if x), partial or 1)
@@ -81,6 +86,8 @@ def rope(hf: dict[str, Any], fields: Fields, partial: float | None = None) -> Ro
         )
     if given.get(kind) == "linear":
         return dataclasses.replace(rope, factor=float(lookup(given, "factor")))
+    if given.get(kind) == "yarn":
+        return _yarn(rope, given, fields)
     if given.get(kind) == "llama3":
         factor, low, high = (
             float(lookup(given, key)) for key in ("factor", "low_freq_factor", "high_freq_factor")
@@ -90,6 +97,25 @@ def rope(hf: dict[str, Any], fields: Fields, partial: float | None = None) -> Ro
         context = given.get("original_max_position_embeddings") or fields["context_length"]
         return dataclasses.replace(rope, factor=factor, low=low, high=high, original_length=context)
     return rope
+
+
+def _yarn(rope: Rope, given: dict[str, Any], fields: Fields) -> Rope:
+    """YaRN (Peng et al. 2023): pairs that turn often in the original context stay as they are."""
+    width = rope.width or fields["head_width"]
+    context = lookup(given, ("original_max_position_embeddings", fields["context_length"]))
+    factor = float(lookup(given, "factor"))
+
+    def pair(turns: float) -> float:
+        """The pair that turns so often in the context."""
+        return width * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    first, last = pair(lookup(given, ("beta_fast", 32))), pair(lookup(given, ("beta_slow", 1)))
+    if lookup(given, ("truncate", True)):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, width - 1)
+    ramp = (float(first), float(last) + 0.001 * (first == last))
+    amplitude = lookup(given, ("attention_factor", 0.1 * math.log(max(factor, 1.0)) + 1))
+    return dataclasses.replace(rope, factor=factor, ramp=ramp, amplitude=float(amplitude))
 
 
 def _repeated(layers: Sequence[T]) -> tuple[T, ...]:
@@ -182,6 +208,36 @@ def gemma3(hf: dict[str, Any], fields: Fields) -> Fields:
 
 def _given(table: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if value is not None}
+
+
+def granite(hf: dict[str, Any], fields: Fields) -> Fields:
+    """Granite: multipliers of embeddings, attention, residuals and logits."""
+    return llama(hf, fields) | {
+        "embed_scale": float(lookup(hf, ("embedding_multiplier", 1.0))),
+        "residual_scale": float(lookup(hf, ("residual_multiplier", 1.0))),
+        "attention_scale": float(lookup(hf, ("attention_multiplier", 1.0))),
+        "logit_scale": 1 / lookup(hf, ("logits_scaling", 1.0)),
+    }
+
+
+def smollm3(hf: dict[str, Any], fields: Fields) -> Fields:
+    """SmolLM3: layers without positions, every fourth one unless the config says which."""
+    count, every = fields["num_layers"], lookup(hf, ("no_rope_layer_interval", 4))
+    turned = hf.get("no_rope_layers") or [(i + 1) % every > 0 for i in range(count)]
+    if len(turned) != count:
+        raise ValueError(f"no_rope_layers are of {len(turned)} layers, not {count}")
+    out = llama(hf, fields)
+    still = dataclasses.replace(out["positions"], factor=math.inf)
+    if still.original_length or still.ramp:
+        raise ValueError("layers without positions and this rotary scaling are not supported")
+    return out | {"positions": _repeated([out["positions"] if t else still for t in turned])}
+
+
+def stablelm(hf: dict[str, Any], fields: Fields) -> Fields:
+    """StableLM 2: a quarter of each head is rotated, both sublayers may share a norm."""
+    parallel = lookup(hf, ("use_parallel_residual", False))
+    block = "shared_norm" if parallel else "sequential"
+    return {"positions": rope(hf, fields, 0.25), "block": block}
 
 
 def gpt_neo(hf: dict[str, Any], fields: Fields) -> Fields:

@@ -30,6 +30,10 @@ def rotate(
     angle = positions[..., None].astype(jnp.float32) * frequency[:, None]
     angle = angle.reshape(positions.shape + (1,) * (x.ndim - 3) + (width // 2,))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
+    if any(one.amplitude != 1 for one in ropes):
+        size = jnp.asarray([one.amplitude for one in ropes], jnp.float32)[layers % len(ropes)]
+        size = size.reshape(-1, *(1,) * (angle.ndim - 1))
+        cos, sin = size * cos, size * sin
     turned = x[..., :width].astype(jnp.float32)
     pairs = turned.reshape(*turned.shape[:-1], *((-1, 2) if rope.interleaved else (2, -1)))
     axis = -1 if rope.interleaved else -2

@@ -571,7 +571,7 @@ def test_tokenizer_is_not_one(tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type='longrope' is not supported"),
         ({"rope_scaling": {"type": "dynamic"}}, "type='dynamic' is not supported"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_type='dynamic' is not supported"),
         ({"hidden_size": ...}, "config.json has no 'hidden_size', which llama needs"),
         ({"hidden_size": "32"}, "hidden_size is '32', expected a whole number from 1 to"),
         ({"num_key_value_heads": 3}, "3 key/value heads cannot be shared evenly by 4 heads"),
@@ -601,10 +601,10 @@ def test_gpt2_config_is_refused(tmp_path, changes):
 
 def test_scaled_llama_is_refused_in_one_line():
     with pytest.raises(UserError) as caught:
-        checkpoints.decoder_config(LLAMA_3_2_1B | {"rope_scaling": {"type": "yarn"}}, "Llama")
+        checkpoints.decoder_config(LLAMA_3_2_1B | {"rope_scaling": {"type": "dynamic"}}, "Llama")
     assert str(caught.value) == (
-        "Llama: config.json: type='yarn' is not supported, only 'default' or 'linear' or "
-        "'llama3'; use another model"
+        "Llama: config.json: type='dynamic' is not supported, only 'default' or 'linear' or "
+        "'llama3' or 'yarn'; use another model"
     )
 
 

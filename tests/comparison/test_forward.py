@@ -9,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from icljax.attention import mixing
+from icljax.attention import Kind, mixing
 from icljax.comparison import finetune, forward
 from icljax.data import prompts
 from icljax.data.prompts import Query
 from icljax.data.task import Task
+from icljax.models.config import Rope
 from icljax.models.decoder import Decoder, DecoderConfig, init_params
 from tests.conftest import make_tokenizer
 
@@ -38,6 +39,21 @@ GPT2 = dataclasses.replace(
     mlp_bias=True,
 )
 UNTIED = dataclasses.replace(LLAMA, tied=False, head_width=16)
+GEMMA2 = dataclasses.replace(
+    LLAMA,
+    norms="both",
+    mlp="geglu",
+    attention=(Kind(window=8, cap=3.0), Kind(cap=3.0)),
+    attention_scale=0.3,
+    logit_cap=6.0,
+)
+GEMMA3 = dataclasses.replace(
+    GEMMA2,
+    qk_norm="head",
+    positions=(Rope(20.0), Rope(500.0, factor=4.0)),
+    attention=(Kind(window=8), Kind()),
+    logit_cap=0.0,
+)
 
 
 def with_attention(kind, **given):
@@ -53,8 +69,8 @@ KINDS = {
 }
 CONFIGS = pytest.mark.parametrize(
     "config",
-    [LLAMA, GPT2, UNTIED, *KINDS.values()],
-    ids=["llama", "gpt2", "untied", *KINDS],
+    [LLAMA, GPT2, UNTIED, GEMMA2, GEMMA3, *KINDS.values()],
+    ids=["llama", "gpt2", "untied", "gemma2", "gemma3", *KINDS],
 )
 
 
@@ -171,7 +187,7 @@ def test_packed_queries_equal_single_passes(config, answers):
             )
 
 
-@pytest.mark.parametrize("config", [LLAMA, GPT2, UNTIED, KINDS["mixed"]])
+@pytest.mark.parametrize("config", [LLAMA, GPT2, UNTIED, GEMMA2, GEMMA3, KINDS["mixed"]])
 def test_record_is_what_a_single_pass_shows(config):
     model, params = model_and_params(config)
     encoder = make_encoder()

@@ -118,7 +118,7 @@ def mixed_lines(count):
 def reference(tokens, scores, kinds):
     """Google's own program on a model file of the same pieces."""
     sentencepiece = pytest.importorskip("sentencepiece")
-    proto = sentencepiece.sentencepiece_model_pb2.ModelProto()
+    proto = pytest.importorskip("sentencepiece.sentencepiece_model_pb2").ModelProto()
     trained, normal = proto.trainer_spec, proto.normalizer_spec
     trained.model_type, trained.byte_fallback = trained.BPE, True
     trained.pad_id, trained.eos_id, trained.bos_id, trained.unk_id = range(4)

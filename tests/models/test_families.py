@@ -85,6 +85,10 @@ PUBLISHED = {
     "qwen3-8b": 8_190_735_360,
     "gemma-2b": 2_506_172_416,
     "gemma-7b": 8_537_680_896,
+    "olmo-2-1b": 1_484_916_736,
+    "granite-3.1-2b": 2_533_531_648,
+    "smollm3-3b": 3_075_098_624,
+    "stablelm-2-1.6b": 1_644_515_328,
     "gemma-2-2b": 2_614_341_888,
     "gemma-2-9b": 9_241_705_984,
     "gemma-3-270m": 268_098_176,
@@ -272,7 +276,10 @@ def test_kinds_of_attention_of_a_model_trained_here_come_first():
         ("gemma2", {"use_bidirectional_attention": True}, "only False"),
         ("gemma2", {"layer_types": ["full_attention"]}, "layer_types are of 1 layers, not 4"),
         ("mixtral", None, "model_type 'mixtral' is unknown"),
-        ("llama", {"rope_scaling": {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
+        ("llama", {"rope_scaling": {"rope_type": "longrope"}}, "rope_type='longrope' is not"),
+        ("llama", {"rope_scaling": {"rope_type": "yarn"}}, "has no 'factor', which llama needs"),
+        ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers are of 1 layers, not 4"),
+        ("stablelm", {"qk_layernorm": True}, "qk_layernorm=True is not supported"),
         ("llama", {"rope_scaling": {"rope_type": "llama3"}}, "has no 'factor', which llama needs"),
         ("qwen2", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
         ("gemma", {"hidden_activation": "relu"}, "only 'gelu_pytorch_tanh'"),
@@ -422,6 +429,20 @@ def test_scores_after_rotation_depend_on_the_distance_only(rope):
     np.testing.assert_allclose(scores, scores[0], rtol=1e-4)
     assert abs(float(jnp.vdot(at(q, 7), at(k, 3)) - scores[0])) > 1e-3
     np.testing.assert_allclose(at(at(k, 9), -9), k, atol=1e-5)
+
+
+def test_yarn_by_hand():
+    """Width 8, base 100, context 64: a pair turns 32 times at -2, once at 2.02, ends outward."""
+    given = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    config = families.decoder_config(tiny("llama", rope_theta=100.0, rope_scaling=given), "here")
+    (rope,) = config.ropes
+    assert (rope.factor, rope.ramp) == (4.0, (0.0, 3.0))
+    assert rope.amplitude == pytest.approx(1 + 0.1 * np.log(4))
+    x = np.float32([[[1, 1, 1, 1, 0, 0, 0, 0]]])
+    got = rotate(jnp.asarray(x), jnp.full((1, 1), 5), (rope,), np.zeros(1, int))[0, 0]
+    angle = 5 * 100 ** (-np.arange(4) / 4) * (1 - 0.75 * np.arange(4) / 3)
+    turned = rope.amplitude * np.concatenate([np.cos(angle), np.sin(angle)])
+    np.testing.assert_allclose(got, turned, atol=1e-6)
 
 
 def test_layers_are_turned_by_their_own_rope():

@@ -72,6 +72,13 @@ GEMMA_3 = LLAMA | {
         "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
     },
 }
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+QUARTER_ROPE = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.25}
 GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256}
 NEO = {
     "hidden_size": 32,
@@ -104,6 +111,20 @@ FAMILIES = {
     ),
     "qwen3": ("qwen3", {**LLAMA, "head_dim": 16, "attention_bias": True}),
     "gemma": ("gemma", {**LLAMA, "head_dim": 16, "tie_word_embeddings": True}),
+    "llama-yarn": ("llama", {**LLAMA, "rope_parameters": YARN_ROPE}),
+    "olmo2": ("olmo2", LLAMA),
+    "granite": (
+        "granite",
+        {
+            **LLAMA,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.3,
+            "attention_multiplier": 0.2,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "smollm3": ("smollm3", {**LLAMA, "no_rope_layers": [1, 0, 1], "pad_token_id": 0}),
+    "stablelm": ("stablelm", {**LLAMA, "use_qkv_bias": True, "rope_parameters": QUARTER_ROPE}),
     "gemma2": ("gemma2", GEMMA_2),
     "gemma2-uncapped": (
         "gemma2",
