@@ -262,6 +262,15 @@ CONTROLS = {
         "data",
         "data",
     ),
+    "flipped_labels": Control(
+        "flipped labels",
+        "flipped labels",
+        "every label of the demonstrations is a wrong one (the next, round the end), for ICL and "
+        "FT both: the opposite is taught. A similarity as high as this does not depend on what "
+        "is taught.",
+        "data",
+        "data dash thin",
+    ),
     "other_answers": Control(
         "another task's answers",
         "other answers",
@@ -312,4 +321,49 @@ METHODS = {
     "gd": "gradient descent",
     "lcgd": "layer-causal gradient descent, read out after each block (LCGD)",
     "lcgd_attention": "layer-causal gradient descent, read out after attention (LCGD)",
+}
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a pair of prompt and update is held against, with one link between the two cut.
+
+    Attributes:
+        title: what the pair is replaced by.
+        question: what it means where the pair is surely above.
+    """
+
+    title: str
+    question: str
+
+
+LINKS = {
+    "other_demonstrations": Link(
+        "FT on other demonstrations",
+        "does it matter which demonstrations finetuning saw?",
+    ),
+    "wrong_labels_ft": Link(
+        "FT on wrong labels",
+        "does it matter that finetuning saw right labels?",
+    ),
+    "wrong_labels_icl": Link(
+        "ICL on wrong labels",
+        "does it matter that the prompt had right labels?",
+    ),
+    "other_query": Link(
+        "FT's update of another query",
+        "is the update one of this query?",
+    ),
+    "nothing": Link(
+        "0",
+        "do ICL and FT share what right labels teach and wrong ones do not?",
+    ),
+}
+# What is compared of prompts and updates, and where its pairs stand in `comparison.crossed.AXES`.
+CROSSED = {
+    "output": "SimAOU, not normalised",
+    "map": "SimAM-delta",
+    "label_output": "label contrast, attention outputs",
+    "label_map": "label contrast, attention maps",
+    "answers": "movement of answers",
 }

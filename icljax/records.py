@@ -1,4 +1,4 @@
-"""What regression, dual and pretrain leave behind, typed: their results.json.
+"""What crossed, regression, dual and pretrain leave behind, typed: their results.json.
 
 `icljax.results` is the same for comparisons, with the records that are shared. Each is read by
 `msgspec.convert(found, Regression)`, and so on, which raises a `msgspec.ValidationError` that names
@@ -7,9 +7,116 @@ the field that has another form.
 Shape glossary: R seeds, C numbers of examples, L layers, X points of a curve, G heads.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from icljax.results import Estimate, Interval, Made, Model, Number, Provenance
+from icljax.results import Data, Demonstrations, Estimate, Interval, Made, Model, Number, Provenance
+
+# ------------------------------------------------------------------------------------- crossed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A pair's similarity held against one link.
+
+    Attributes:
+        measure: of `catalog.CROSSED`.
+        link: of `catalog.LINKS`.
+        difference: the own pairs' mean minus the link's.
+        p_above, p_equal: adjusted for all claims of the family (Holm).
+        verdict: "above", "equal", "open"; "": none is given.
+    """
+
+    measure: str
+    link: str
+    difference: Estimate
+    p_above: Number
+    p_equal: Number
+    verdict: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerContrast:
+    """A label contrast by layer.
+
+    Attributes:
+        mean, low, high: [L]; 95 % intervals.
+        p: [L], adjusted for looking at all layers (Holm).
+    """
+
+    mean: tuple[Number, ...]
+    low: tuple[Number, ...]
+    high: tuple[Number, ...]
+    p: tuple[Number, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateSelection:
+    """How the one learning rate was chosen; lists run over the rates.
+
+    Attributes:
+        seeds: that it was chosen on.
+        nll: calibrated mean negative log-probability of the right answer; None: diverged.
+        loss_start, loss_end: mean training loss of the first and of the last half of the steps.
+    """
+
+    rate: float
+    learning_rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    num_examples: int
+    selected_on: str
+    nll: tuple[Number, ...]
+    loss_start: tuple[Number, ...]
+    loss_end: tuple[Number, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossed(Provenance):
+    """results.json of a crossed comparison.
+
+    Attributes:
+        accuracy, accuracy_calibrated: of "zsl", "icl", "ft", "icl_flipped", "ft_flipped".
+        gain: calibrated accuracy of "icl" and "ft" above zero-shot, paired.
+        margin: within which a difference counts as none.
+        no_verdicts: why claims get no verdict; "": they do.
+        own: mean similarity of own pairs, right labels, by measure.
+        claims: each measure against each link.
+        matrix: by measure ("output", "map"): [P][U], mean over queries and layers; seeds with right
+            labels, then with wrong ones.
+        layers: label contrasts.
+        steps: ||change|| / ||zero-shot|| of attention outputs, of the keys of `accuracy`.
+        behaviour: "divergence" and "consistency" of the answers of own pairs.
+        seeds_needed: for each claim ("measure/link"), seeds that would show equality; None: more
+            than 1,000.
+    """
+
+    task: str
+    template: str
+    answers: tuple[str, ...]
+    stand_in: str = ""
+    model: Model
+    data: Data
+    demonstrations: Demonstrations
+    selection: RateSelection
+    accuracy: dict[str, Estimate]
+    accuracy_calibrated: dict[str, Estimate]
+    gain: dict[str, Estimate]
+    margin: float
+    no_verdicts: str = ""
+    own: dict[str, Estimate]
+    claims: tuple[Claim, ...]
+    matrix: dict[str, tuple[tuple[Number, ...], ...]]
+    layers: dict[str, LayerContrast]
+    steps: dict[str, Estimate]
+    behaviour: dict[str, Estimate]
+    seeds_needed: dict[str, int | None]
+    seconds: Mapping[str, Number] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that were run."""
+        return tuple(self.config["seeds"])
+
 
 # ---------------------------------------------------------------------------------- regression
 

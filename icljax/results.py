@@ -341,7 +341,7 @@ class Results(Measures, Provenance):
         return self.seeds if best is None else (best.seed,)
 
 
-def to_plain(results: Results) -> dict[str, Any]:
+def to_plain(results: Made) -> dict[str, Any]:
     """What results.json holds."""
     return json.loads(json.dumps(dataclasses.asdict(results), allow_nan=False))
 

@@ -42,6 +42,14 @@ def _permuted_labels(
     return [q.demonstration(label % len(q.candidates)) for q, label in pairs]
 
 
+def _flipped_labels(
+    encoder: Encoder, queries: list[Query], labels: np.ndarray, _: Any, __: Any
+) -> list[list[int]]:
+    """Each label becomes the next one, round the end: all are wrong, and alike."""
+    pairs = zip(queries, labels + 1, strict=True)
+    return [q.demonstration(label % len(q.candidates)) for q, label in pairs]
+
+
 def _shuffled_tokens(
     encoder: Encoder, queries: list[Query], labels: np.ndarray, rng: np.random.Generator, _: Any
 ) -> list[list[int]]:
@@ -61,6 +69,7 @@ def _other_answers(
 
 _CHANGES = {
     "permuted_labels": _permuted_labels,
+    "flipped_labels": _flipped_labels,
     "shuffled_tokens": _shuffled_tokens,
     "other_answers": _other_answers,
 }

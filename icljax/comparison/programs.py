@@ -129,12 +129,23 @@ def make_programs(
     num_demonstrations: int,
     mesh: Mesh,
 ) -> Programs:
-    """Builds (does not yet compile) the job's programs.
+    """Builds (does not yet compile) the job's programs; arguments of `make_static`."""
+    return programs_of(make_static(decoder, config, bos, num_demonstrations, mesh))
+
+
+def make_static(
+    decoder: DecoderConfig,
+    config: ConfigDict,
+    bos: Sequence[int],
+    num_demonstrations: int,
+    mesh: Mesh,
+) -> Static:
+    """What is the same in every call of a job's programs.
 
     Args:
         bos: token ids that start every prompt.
     """
-    static = Static(
+    return Static(
         decoder,
         tuple(bos),
         num_demonstrations,
@@ -144,7 +155,6 @@ def make_programs(
         config.metrics.seed,
         mesh,
     )
-    return programs_of(static)
 
 
 def programs_of(static: Static) -> Programs:
@@ -259,7 +269,7 @@ def score(
         which: int32 [groups], a place in `seeds` for each equal share of the runs.
         numbers: int32 [groups], that seed's place among all.
     """
-    zsl = _zero_shot(static, params, queries)
+    zsl = zero_shot(static, params, queries)
 
     def group(inputs: tuple[Array, Array, Learned]) -> tuple[jax.Array, Similarity]:
         place, number, learned = inputs
@@ -267,7 +277,7 @@ def score(
         return _against_seed(static, params, zsl, queries, seed, number, learned)[1:]
 
     shares = jax.tree.map(lambda x: x.reshape(which.shape[0], -1, *x.shape[1:]), learned)
-    out = _map(group, (which, numbers, shares))
+    out = map_over(group, (which, numbers, shares))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
 
@@ -291,7 +301,7 @@ def compare(
         seeds, learned: with a leading axis over the seeds.
         numbers: int32 [R], each seed's place among all.
     """
-    zsl = _zero_shot(static, params, queries)
+    zsl = zero_shot(static, params, queries)
 
     def one(
         inputs: tuple[SeedTokens, Array, Learned],
@@ -301,10 +311,10 @@ def compare(
         icl, *of_run = _against_seed(static, params, zsl, queries, seed, number, learned)
         return icl, *jax.tree.map(lambda x: x[0], of_run)
 
-    return zsl.logprob, _map(one, (seeds, numbers, learned))
+    return zsl.logprob, map_over(one, (seeds, numbers, learned))
 
 
-def _zero_shot(static: Static, params: Params, queries: Queries) -> Records:
+def zero_shot(static: Static, params: Params, queries: Queries) -> Records:
     """Queries after BOS alone: ZSL, and with finetuned weights FT."""
     model, start = Decoder(static.decoder), jnp.asarray(static.bos, jnp.int32)
     state = forward.encode(model, params, start, jnp.ones(start.shape, bool))
@@ -329,17 +339,17 @@ def _against_seed(
     keys = jax.vmap(fold)(queries.example.reshape(-1))
 
     def one(run: Learned) -> tuple[jax.Array, Similarity]:
-        ft = _zero_shot(static, with_kv_params(params, run.kv_params), queries)
+        ft = zero_shot(static, with_kv_params(params, run.kv_params), queries)
         training = TrainingTokens(
             seed.columns, seed.example, seen, run.queries, seed.update, static.num_demonstrations
         )
         draws = pairs.Draws(keys, fold(jnp.uint32(2**32 - 1)), static.random_kind)
         return ft.logprob, pairs.similarity(pairs.recorded(zsl, icl, ft, training, mask, draws))
 
-    return icl.logprob, *_map(one, learned)
+    return icl.logprob, *map_over(one, learned)
 
 
-def _map(function: Callable[[Any], T], xs: Any) -> T:
+def map_over(function: Callable[[Any], T], xs: Any) -> T:
     """`jax.lax.map`, but no loop for a single item: XLA would run such a loop's reads twice."""
     if jax.tree.leaves(xs)[0].shape[0] > 1:
         mapped: T = jax.lax.map(function, xs)

@@ -81,12 +81,11 @@ def summarize(
         controls: by name, each with all seeds.
     """
     seeds = list(range(len(config.seeds))) if best_seed is None else [best_seed[0]]
-    task, dataset = job.encoder.task, job.dataset
+    task = job.encoder.task
     reported = pick_seeds(arrays, seeds)
-    balanced = [_BALANCED] if config.data.balanced else []
     return Results(
         task=task.name,
-        stand_in=dataset.stand_in,
+        stand_in=job.dataset.stand_in,
         template=task.template,
         answers=tuple(task.answers),
         multiple_choice=not task.answers,  # its candidates are the examples' own
@@ -102,23 +101,35 @@ def summarize(
         demonstrations=results.Demonstrations(
             asked=config.num_demonstrations, used=tuple(job.used)
         ),
-        data=results.Data(
-            source=dataset.source,
-            fingerprint=dataset.fingerprint,
-            notes=(*dataset.notes, *balanced, *job.notes),
-            evaluated=len(arrays["label"]),
-            validation_examples=len(dataset.validation.labels),
-            duplicates=job.duplicates,
-        ),
-        model=results.Model(
-            name=config.model,
-            weights=config.weights,
-            attention=config.attention.kind,  # empty: the checkpoint's own
-            fingerprint=checkpoints.fingerprint(checkpoint.folder),
-            dtype=checkpoint.config.dtype,
-            **vars(checkpoint.origin),
-        ),
+        data=data_record(config, job, len(arrays["label"])),
+        model=model_record(config, checkpoint),
         **vars(provenance(config)),
+    )
+
+
+def data_record(config: ConfigDict, job: Inputs, evaluated: int) -> results.Data:
+    """Where the examples came from, and how many were evaluated."""
+    dataset = job.dataset
+    balanced = [_BALANCED] if config.data.balanced else []
+    return results.Data(
+        source=dataset.source,
+        fingerprint=dataset.fingerprint,
+        notes=(*dataset.notes, *balanced, *job.notes),
+        evaluated=evaluated,
+        validation_examples=len(dataset.validation.labels),
+        duplicates=job.duplicates,
+    )
+
+
+def model_record(config: ConfigDict, checkpoint: checkpoints.Checkpoint) -> results.Model:
+    """What the model is, and what its weights are."""
+    return results.Model(
+        name=config.model,
+        weights=config.weights,
+        attention=config.attention.kind,  # empty: the checkpoint's own
+        fingerprint=checkpoints.fingerprint(checkpoint.folder),
+        dtype=checkpoint.config.dtype,
+        **vars(checkpoint.origin),
     )
 
 

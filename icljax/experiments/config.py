@@ -11,7 +11,7 @@ from icljax.data import tasks
 from icljax.errors import UserError
 
 # What a config runs: modules of this room with run, show and validate.
-EXPERIMENTS = ("compare", "dual", "regression", "pretrain", "sweep")
+EXPERIMENTS = ("compare", "crossed", "dual", "regression", "pretrain", "sweep")
 
 
 def experiment_module(config: ConfigDict) -> str:

@@ -61,9 +61,9 @@ def _listen_to_compiler() -> None:
     jax.monitoring.register_event_duration_secs_listener(_after_compiling)
 
 
-def _after_compiling(event: str, seconds: float, **_: object) -> None:
+def _after_compiling(event: str, duration_secs: float, **_: str | int) -> None:
     """Gives back what the compiler used: the C library would keep some 500 MB of it."""
-    if event == _COMPILED and seconds > 1 and sys.platform == "linux":
+    if event == _COMPILED and duration_secs > 1 and sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 

@@ -32,7 +32,7 @@ _MAY_BE_REPLICATED = r"embed'\]"
 REPLICATED = PartitionSpec()
 
 T = TypeVar("T")  # a tree of arrays
-Specs = PartitionSpec | tuple["Specs", ...]
+Specs = PartitionSpec | tuple["Specs", ...] | dict[str, PartitionSpec]
 
 
 def make_mesh(data: int, model: int, devices: list[jax.Device] | None = None) -> Mesh:
