@@ -28,7 +28,7 @@ from icljax.models.decoder import DecoderConfig
 from icljax.models.families import decoder_config
 from icljax.models.named import NAMED, converted_folder
 from icljax.models.plans import plan
-from icljax.runtime import downloads
+from icljax.runtime import downloads, processes
 from icljax.runtime.downloads import Note
 from icljax.runtime.progress import Progress
 from icljax.types import Params
@@ -239,6 +239,7 @@ def load_params(
     """
     hf = _read_json(folder / "config.json")
     params = stream.load(folder, plan(hf, config), config, shardings)
+    processes.give_back_memory()  # what the blocks of the files took
     flat = jax.tree_util.tree_leaves_with_path(params)
     if bad := ["/".join(part.key for part in path) for path, x in flat if not _finite(x)]:
         raise UserError(

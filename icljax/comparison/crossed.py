@@ -44,11 +44,11 @@ class Change(NamedTuple):
     scores: jax.Array
 
 
-def change(after: Records, zsl: Records) -> Change:
-    """What `after` is beside zero-shot."""
+def change(after: Records, zsl: Records, mask: jax.Array) -> Change:
+    """What `after` is beside zero-shot; mask: bool [N, L, S] or [N, 1, S], the own tokens."""
     new, old = after.attention, zsl.attention
-    output, scores = new.attn_out - old.attn_out, new.scores_query - old.scores_query
-    return Change(after.logprob, output, scores)
+    scores = metrics.map_change(new.scores_query, old.scores_query, mask)
+    return Change(after.logprob, new.attn_out - old.attn_out, scores)
 
 
 def cross(
@@ -71,10 +71,10 @@ def cross(
     there = jnp.asarray(queries.example).reshape(-1) >= 0
 
     def of_prompt(state: State) -> Change:
-        return change(forward.read(Decoder(static.decoder), params, state, queries), zsl)
+        return change(forward.read(Decoder(static.decoder), params, state, queries), zsl, mask)
 
     def of_update(kv_params: Params) -> Change:
-        return change(read_zero_shot(static, with_kv_params(params, kv_params), queries), zsl)
+        return change(read_zero_shot(static, with_kv_params(params, kv_params), queries), zsl, mask)
 
     prompts: Change = map_over(of_prompt, states)
     updates: Change = map_over(of_update, kv_params)

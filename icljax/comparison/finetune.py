@@ -36,7 +36,7 @@ class Finetuned(NamedTuple):
     """The result of finetuning R runs.
 
     Attributes:
-        kv_params, queries: as in `Learned` with a leading R axis; of all E * U training tokens.
+        kv_params, queries: as in `Learned` with a leading R axis.
         loss: float32 [R, E], each step's loss before its update (0 where there is no example).
     """
 
@@ -192,6 +192,7 @@ def finetune(
     learning_rate: Array,
     train: Array,
     train_length: Array,
+    train_index: Array,
     longest: Array | None = None,
     method: str = "gd",
 ) -> Finetuned:
@@ -205,6 +206,8 @@ def finetune(
         learning_rate: float32 [R].
         train: int32 [R, E, U].
         train_length: int32 [R, E], 0 for no example.
+        train_index: int32 [R, C], the tokens whose query vectors are kept, as their places in
+            `train[r]` flattened to E * U.
         longest: int32 [E], each step's longest example where there are more runs than these.
         method: one of `METHODS`: gradient descent, or layer-causal (`layer_gradients`).
 
@@ -215,38 +218,56 @@ def finetune(
         UserError: an unknown method.
     """
     check_known("finetune.method", method, METHODS)
-    runs, _, size = train.shape
+    runs, steps, size = train.shape
     sizes = step_sizes(size)
     longest = jnp.max(train_length, 0) if longest is None else longest
     bucket = jnp.sum(longest[:, None] > jnp.asarray(sizes)[None, :], -1)
 
     branches = [_step_at(cut, model, params, learning_rate, method) for cut in sizes]
+    index = jnp.asarray(train_index, jnp.int32)
 
-    def step(kv_params: Params, inputs: tuple[Array, ...]) -> tuple[Params, Any]:
-        which, tokens, length = inputs
-        kv_params, loss, queries = jax.lax.switch(which, branches, kv_params, tokens, length)
-        return kv_params, (loss, queries)
+    def step(carried: tuple[Params, jax.Array], inputs: tuple[Array, ...]) -> tuple[Any, jax.Array]:
+        number, which, tokens, length = inputs
+        place = index - number * size  # of each kept token in this step's example
+        kv_params, queries, loss = jax.lax.switch(which, branches, *carried, place, tokens, length)
+        return (kv_params, queries), loss
 
     start = jax.tree.map(lambda x: jnp.broadcast_to(x, (runs, *x.shape)), kv_params_of(params))
-    inputs = (bucket, train.swapaxes(0, 1), train_length.swapaxes(0, 1))
-    kv_params, (loss, queries) = jax.lax.scan(step, start, inputs)
-    # [E, R, L, U, H * K] -> [R, L, E * U, H * K]
-    queries = queries.transpose(1, 2, 0, 3, 4).reshape(runs, queries.shape[2], -1, queries.shape[4])
+    c = model.config
+    shape = (runs, c.num_layers, index.shape[1], c.num_heads * c.head_width)
+    inputs = (jnp.arange(steps), bucket, train.swapaxes(0, 1), train_length.swapaxes(0, 1))
+    carried = (start, jnp.zeros(shape, jnp.float32))
+    (kv_params, queries), loss = jax.lax.scan(step, carried, inputs)
     return Finetuned(kv_params, loss.swapaxes(0, 1), queries)
+
+
+Stepped = tuple[Params, jax.Array, jax.Array]
 
 
 def _step_at(
     cut: int, model: Decoder, params: Params, learning_rate: Array, method: str
-) -> Callable[[Params, Array, Array], tuple[Params, jax.Array, jax.Array]]:
-    """`sgd_step` of every run on its example's first `cut` tokens."""
+) -> Callable[[Params, jax.Array, jax.Array, Array, Array], Stepped]:
+    """`sgd_step` of every run on its example's first `cut` tokens: leaves, kept queries, loss."""
+
+    def one(
+        kv_params: Params,
+        kept: jax.Array,
+        rate: jax.Array,
+        place: jax.Array,
+        tokens: jax.Array,
+        length: jax.Array,
+    ) -> Stepped:
+        kv_params, loss, queries = sgd_step(model, params, kv_params, rate, tokens, length, method)
+        # All tokens' queries, kept until the end, would be most of a large model's memory.
+        mine = (place >= 0) & (place < cut)
+        chosen = queries[:, jnp.clip(place, 0, cut - 1)]
+        return kv_params, jnp.where(mine[None, :, None], chosen, kept), loss
 
     def step(
-        kv_params: Params, tokens: Array, length: Array
-    ) -> tuple[Params, jax.Array, jax.Array]:
-        one = jax.vmap(lambda w, r, t, n: sgd_step(model, params, w, r, t, n, method))
-        kv_params, loss, queries = one(kv_params, learning_rate, tokens[:, :cut], length)
-        beyond = tokens.shape[1] - cut
-        return kv_params, loss, jnp.pad(queries, ((0, 0), (0, 0), (0, beyond), (0, 0)))
+        kv_params: Params, kept: jax.Array, place: jax.Array, tokens: Array, length: Array
+    ) -> Stepped:
+        rates = jnp.asarray(learning_rate)
+        return jax.vmap(one)(kv_params, kept, rates, place, tokens[:, :cut], length)
 
     return step
 

@@ -41,8 +41,8 @@ def runs_at_once(
     layers, width, heads, head_width = params["layers"]["attention"]["query"]["kernel"].shape
     vocab = params["embed"]["embedding"].shape[0]
     mlp = params["layers"]["mlp"]["up"]["kernel"].shape[-1]
-    _, steps, tokens = demonstrations.train.shape
-    queries = steps * tokens * layers * heads * head_width
+    tokens = demonstrations.train.shape[-1]
+    queries = demonstrations.columns.shape[1] * layers * heads * head_width
     deep = layers if config.finetune.method == "gd" else 1  # the others keep nothing of a layer
     stream = tokens * (deep * (width if config.finetune.remat else 8 * width + 4 * mlp) + 3 * vocab)
     each = 4 * (3 * _num_kv_params(params) // model + 2 * queries // model + stream)

@@ -219,10 +219,8 @@ def finetune_runs(
     longest = jnp.max(runs.train_length, 0)
 
     def local(params: Params, longest: Array, rates: Array, runs: Demonstrations) -> Finetuned:
-        examples = (runs.train, runs.train_length, longest)
-        out = finetune(model, params, rates, *examples, static.method)
-        compared = jax.vmap(lambda q, index: q[:, index])(out.queries, runs.train_index)
-        return out._replace(queries=compared)
+        examples = (runs.train, runs.train_length, runs.train_index, longest)
+        return finetune(model, params, rates, *examples, static.method)
 
     split = sharding.over_data(static.mesh, local, (P(), P(), DATA, DATA), DATA)
     out: Finetuned = split(params, longest, learning_rates, runs)

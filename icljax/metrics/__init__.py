@@ -51,6 +51,7 @@ from icljax.metrics.seeds import seeds_needed as seeds_needed
 from icljax.metrics.seeds import verdict as verdict
 from icljax.metrics.similarity import example_attention as example_attention
 from icljax.metrics.similarity import finetuning_attention as finetuning_attention
+from icljax.metrics.similarity import map_change as map_change
 from icljax.metrics.similarity import random_update as random_update
 from icljax.metrics.similarity import sim_am as sim_am
 from icljax.metrics.similarity import sim_am_delta as sim_am_delta

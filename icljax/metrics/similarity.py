@@ -119,14 +119,34 @@ def sim_am_delta(
     zsl, ft, icl = floats(zsl, ft, icl)
     same_shape(zsl=zsl, ft=ft, icl=icl)
     keep = _query_mask(mask, zsl)
-    return sim_am(_beyond_rounding(icl, zsl, keep), _beyond_rounding(ft, zsl, keep), mask)
+    return sim_am(_change(icl, zsl, keep), _change(ft, zsl, keep), mask)
 
 
-def _beyond_rounding(after: jax.Array, before: jax.Array, keep: jax.Array) -> jax.Array:
-    """After - before [..., H, S], but 0 where a head's change is no more than rounding.
+def map_change(
+    after: Real[ArrayLike, "*batch H S"],
+    before: Real[ArrayLike, "..."],
+    mask: Bool[ArrayLike, "..."],
+) -> Float[Array, "*batch H S"]:
+    """Change of an attention map, but 0 where a head's change is no more than rounding.
 
     In the first layer a context changes nothing, and the cosine of two rounding errors is noise.
+
+    Args:
+      after, before: [..., H, S] attention logits before softmax.
+      mask: [..., S] bool, True at real tokens; leading axes may be 1.
+
+    Returns:
+      [..., H, S] float32 or float64; a change below 1e-5 of its head's logits' norm is 0.
+
+    Raises:
+      UserError: the shapes differ, or the mask does not fit.
     """
+    after, before = floats(after, before)
+    same_shape(after=after, before=before)
+    return _change(after, before, _query_mask(mask, before))
+
+
+def _change(after: jax.Array, before: jax.Array, keep: jax.Array) -> jax.Array:
     change = after - before
     moved, size = (jnp.sum(jnp.where(keep, x, 0) ** 2, -1, keepdims=True) for x in (change, before))
     return jnp.where(moved > _ROUNDING**2 * size, change, 0)

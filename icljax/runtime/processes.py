@@ -62,8 +62,13 @@ def _listen_to_compiler() -> None:
 
 
 def _after_compiling(event: str, duration_secs: float, **_: str | int) -> None:
-    """Gives back what the compiler used: the C library would keep some 500 MB of it."""
-    if event == _COMPILED and duration_secs > 1 and sys.platform == "linux":
+    if event == _COMPILED and duration_secs > 1:
+        give_back_memory()
+
+
+def give_back_memory() -> None:
+    """Gives freed memory to the system: of a large compilation, the C library keeps some 500 MB."""
+    if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 

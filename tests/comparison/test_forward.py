@@ -311,7 +311,7 @@ def test_finetune_grid_equals_optax_one_by_one(config, remat):
     rates = np.array([0.05, 0.2], np.float32)
     trained = Decoder(dataclasses.replace(config, remat=remat))
     tuned = jax.jit(finetune.finetune, static_argnums=0)(
-        trained, params, rates, train, np.array(lengths)
+        trained, params, rates, train, np.array(lengths), np.stack([np.arange(3 * 32)] * 2)
     )
     for r in range(2):
         examples = [train[r, e, :n] for e, n in enumerate(lengths[r]) if n]
@@ -343,6 +343,7 @@ def test_finetuning_memory_does_not_grow_with_the_whole_model():
             jnp.ones(runs),
             jnp.zeros((runs, 2, 16), jnp.int32),
             jnp.full((runs, 2), 9),
+            jnp.zeros((runs, 7), jnp.int32),
         )
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(out.kv_params))
 

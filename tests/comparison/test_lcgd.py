@@ -227,8 +227,9 @@ def test_only_the_last_layers_gradient_is_that_of_gradient_descent():
 def test_finetuning_is_steps_one_after_the_other(method):
     train = np.random.default_rng(3).integers(2, 50, (2, 3, 12)).astype(np.int32)
     rates, lengths = np.array([0.05, 0.2], np.float32), np.array([[9, 9, 9], [9, 9, 0]])
-    tuned = jax.jit(finetune.finetune, static_argnums=(0, 6))(
-        Decoder(LLAMA), params_of(LLAMA), rates, train, lengths, None, method
+    every = np.stack([np.arange(3 * 12)] * 2)
+    tuned = jax.jit(finetune.finetune, static_argnums=(0, 7))(
+        Decoder(LLAMA), params_of(LLAMA), rates, train, lengths, every, None, method
     )
     for r, steps in ((0, 3), (1, 2)):  # the second run has one demonstration less
         params = params_of(LLAMA)
@@ -265,5 +266,6 @@ def test_an_unknown_method_is_refused():
             np.ones(1),
             np.zeros((1, 1, 4), np.int32),
             np.full((1, 1), 4),
+            np.zeros((1, 1), np.int32),
             method="sgd",
         )

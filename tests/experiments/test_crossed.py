@@ -94,7 +94,7 @@ def test_pairs_equal_separate_jobs(done, tiny_folder, reviews, tmp_path):
     maps = claims.own(arrays["pair_map"][:count, :count][:, :, order])
     np.testing.assert_allclose(maps, theirs["sim_am_delta"], atol=5e-5)
     np.testing.assert_allclose(
-        arrays["logprob_ft"][:count][:, order], theirs["logprob_ft"], atol=1e-4
+        arrays["logprob_ft"][:count][:, order], theirs["logprob_ft"], rtol=1e-4
     )
     np.testing.assert_allclose(
         arrays["step_ft"][:count][:, order], theirs["step_output"], atol=1e-4

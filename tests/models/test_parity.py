@@ -430,8 +430,9 @@ def test_finetuning(pair, tmp_path):
     lengths, rates = [20, 5, 33], np.array([0.01, 0.1], np.float32)
     examples = [tokens_of(n, seed=n) for n in lengths]
     train = np.stack([np.pad(x, (0, 48 - len(x))) for x in examples])
+    every = np.stack([np.arange(train.size)] * 2)
     tuned = finetune.finetune(
-        pair.model, pair.params, rates, np.stack([train] * 2), np.array([lengths] * 2)
+        pair.model, pair.params, rates, np.stack([train] * 2), np.array([lengths] * 2), every
     )
     before = leaves_by_name(pair.params)
     for run, rate in enumerate(rates):
