@@ -267,7 +267,8 @@ def _step_at(
         kv_params: Params, kept: jax.Array, place: jax.Array, tokens: Array, length: Array
     ) -> Stepped:
         rates = jnp.asarray(learning_rate)
-        return jax.vmap(one)(kv_params, kept, rates, place, tokens[:, :cut], length)
+        cut_tokens = jnp.asarray(tokens)[:, :cut]
+        return jax.vmap(one)(kv_params, kept, rates, place, cut_tokens, jnp.asarray(length))
 
     return step
 

@@ -257,7 +257,7 @@ def _setup(found: Crossed) -> Items:
                 f"({s.selected_on}), mean over seeds {', '.join(map(str, s.seeds))}, of those at "
                 "which the training loss does not rise",
             ),
-            ("Seconds", _cost(found)),
+            ("Seconds", seconds(found.seconds)),
         )
     )
 

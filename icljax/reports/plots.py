@@ -279,7 +279,8 @@ def crossed(title: str, values: Sequence[Sequence[Number]], halves: tuple[str, s
             for c, d in ends:
                 text = f"{np.nanmean(grid[a:b, c:d]):.3f}"
                 box = {"facecolor": _LIGHT["paper"], "edgecolor": "none", "pad": 1.5}
-                ax.text((c + d) / 2, (a + b) / 2, text, ha="center", va="center", bbox=box)
+                middle = ((c + d) / 2, (a + b) / 2)
+                ax.text(*middle, text, color=_LIGHT["ink"], ha="center", va="center", bbox=box)
         ax.plot([0, 2 * half], [0, 2 * half], color=_LIGHT["own"], linewidth=0.8)
         ax.axhline(half, color=_LIGHT["paper"], linewidth=2)
         ax.axvline(half, color=_LIGHT["paper"], linewidth=2)

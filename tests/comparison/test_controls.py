@@ -89,7 +89,8 @@ def test_a_perturbation_is_as_large_as_the_update(started):
 def test_changed_demonstrations(started):
     trained = started[2]
     own, changed = trained.inputs.demonstrations, trained.inputs.changed
-    assert list(changed) == ["permuted_labels", "other_answers", "shuffled_tokens"]
+    names = ["permuted_labels", "flipped_labels", "other_answers", "shuffled_tokens"]
+    assert list(changed) == names
     negative, positive = (a[0] for a in trained.inputs.encoder.answers)
     length = own.train_length
 
@@ -99,9 +100,11 @@ def test_changed_demonstrations(started):
             for d in demonstrations
         ]
 
-    ours, permuted, shuffled = examples(
-        (own, changed["permuted_labels"], changed["shuffled_tokens"])
+    ours, permuted, flipped, shuffled = examples(
+        (own, *(changed[n] for n in ("permuted_labels", "flipped_labels", "shuffled_tokens")))
     )
+    assert [e[:-1] for e in flipped] == [e[:-1] for e in ours]
+    assert all(a[-1] != b[-1] for a, b in zip(flipped, ours, strict=True))
     assert [e[:-1] for e in permuted] == [e[:-1] for e in ours]
     assert [e[-1] for e in permuted] != [e[-1] for e in ours]
     assert {e[-1] for e in permuted} == {negative, positive}
