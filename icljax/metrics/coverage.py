@@ -137,10 +137,10 @@ def rates(
 def table(title: str, found: dict[tuple[str, str, int], float]) -> str:
     """Percentages, one row a kind and noise, one column a number of seeds."""
     counts = sorted({count for *_, count in found})
-    lines = [title, f"{'':34}{'noise':26}" + "".join(f"{f'R = {c}':>8}" for c in counts)]
+    lines = [title, f"{'':36}{'noise':26}" + "".join(f"{f'R = {c}':>8}" for c in counts)]
     for kind, noise in dict.fromkeys((kind, noise) for kind, noise, _ in found):
         shares = "".join(f"{100 * found[kind, noise, c]:8.1f}" for c in counts)
-        lines.append(f"{kind:34}{noise:26}{shares}")
+        lines.append(f"{kind:36}{noise:26}{shares}")
     return "\n".join(lines)
 
 
