@@ -188,8 +188,8 @@ def test_an_unknown_data_control_is_refused(tiny_folder, folder):
             ("x", "y"),
         )
         assert changes.changed_demonstrations(name, *args)
-    with pytest.raises(UserError, match="data control is 'flipped_labels'; expected one of perm"):
-        changes.changed_demonstrations("flipped_labels", *args)
+    with pytest.raises(UserError, match="data control is 'mirrored_labels'; expected one of perm"):
+        changes.changed_demonstrations("mirrored_labels", *args)
 
 
 def made_up(texts, name):
