@@ -6,13 +6,14 @@ Shape glossary: R seeds, N queries, L layers, Y answers; P = U = 2 R (right, the
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from icljax import metrics
 from icljax.comparison import answers
+from icljax.comparison.statistics import number
 from icljax.metrics import SeedEstimate
+from icljax.metrics.seeds import own as own
 from icljax.records import Claim, LayerContrast
 from icljax.results import Estimate, Number
 from icljax.runtime.chunks import Arrays
@@ -20,11 +21,6 @@ from icljax.runtime.chunks import Arrays
 # Claims that are judged together: of similarities, and of behaviour.
 FAMILIES = (("output", "map", "label_output", "label_map"), ("answers",))
 PER_SEED = ("icl", "ft", "icl_flipped", "ft_flipped")
-
-
-def number(value: Any) -> Number:
-    """JSON has no NaN: undefined is None."""
-    return round(float(value), 6) if np.isfinite(value) else None
 
 
 def estimate(found: SeedEstimate, per_seed: np.ndarray | None = None) -> Estimate:
@@ -107,11 +103,6 @@ def tested_own(matrix: np.ndarray, margin: float) -> Tested:
     return Tested(found, np.nanmean(each, 1), above, float(found.p_equal(margin)))
 
 
-def own(matrix: np.ndarray) -> np.ndarray:
-    """The pairs i = j of [R, R, ...]: [R, ...]."""
-    return np.asarray(np.moveaxis(np.diagonal(matrix), -1, 0))
-
-
 def movements(arrays: Arrays) -> np.ndarray:
     """Correlation over queries of how far prompts and updates move the answers: [P, U, 1]."""
     zsl, icl, ft = (np.asarray(arrays[f"logprob_{s}"], np.float64) for s in ("zsl", "icl", "ft"))
@@ -127,8 +118,7 @@ def tests(arrays: Arrays, margin: float) -> dict[tuple[str, str], Tested]:
     for measure, matrix in (pairs | {"answers": movements(arrays)}).items():
         seeds = len(matrix) // 2
         true = matrix[:seeds, :seeds]
-        if seeds >= 3:
-            out[measure, "other_demonstrations"] = tested_own(true, margin)
+        out[measure, "other_demonstrations"] = tested_own(true, margin)
         wrong = {"ft": matrix[:seeds, seeds:], "icl": matrix[seeds:, :seeds]}
         for side, other in wrong.items():
             out[measure, f"wrong_labels_{side}"] = tested(own(true) - own(other), margin)

@@ -17,8 +17,8 @@ from icljax.comparison.reading import read_all
 from icljax.comparison.store import Run, Store
 from icljax.data.prompts import Queries
 from icljax.errors import UserError
+from icljax.metrics.seeds import mean_of_finite
 from icljax.runtime.chunks import Arrays, Chunks
-from icljax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,14 +165,6 @@ def _dose(pieces: list[Arrays], num_seeds: int, finite: np.ndarray) -> Dose:
         return {k: np.where(finite[..., None], x, np.nan) for k, x in found.items()}
 
     return Dose(whole["correct"] & finite[..., None], part("example/"), part("layer/"))
-
-
-def mean_of_finite(values: Array, axis: int) -> np.ndarray:
-    """Mean over finite entries; NaN where there is none (without NumPy's warning)."""
-    finite = np.isfinite(values)
-    count = finite.sum(axis)
-    total = np.where(finite, values, 0).sum(axis)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _best_runs(

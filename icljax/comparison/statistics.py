@@ -22,9 +22,10 @@ import icljax
 from icljax import checkpoints, metrics, results
 from icljax.catalog import CONTROLS, SIMILARITIES, STEPS, array_of
 from icljax.comparison import answers
-from icljax.comparison.grid import Chosen, mean_of_finite
+from icljax.comparison.grid import Chosen
 from icljax.comparison.inputs import Inputs
 from icljax.comparison.reading import Comparison
+from icljax.metrics.seeds import mean_of_finite
 from icljax.results import (
     WITHOUT_SEEDS,
     Accuracy,
@@ -234,7 +235,7 @@ def average(values: np.ndarray, resamples: Resamples) -> Estimate:
     count = finite.sum(rest, dtype=np.float32)
     with np.errstate(invalid="ignore"):
         mean = total.sum(dtype=np.float64) / count.sum(dtype=np.float64)
-    return Estimate(mean=_number(mean), interval=_pair(_ratio_interval(resamples, total, count)))
+    return Estimate(mean=number(mean), interval=_pair(_ratio_interval(resamples, total, count)))
 
 
 def difference(one: np.ndarray, other: np.ndarray, resamples: Resamples) -> Estimate:
@@ -284,7 +285,7 @@ def recall(correct: dict[str, np.ndarray], resamples: Resamples) -> Recall:
     with np.errstate(invalid="ignore"):  # undefined where FT corrects nothing
         each, percent = 100 * both.sum(1) / ft_only.sum(1), 100 * both.sum() / ft_only.sum()
     return Recall(
-        percent=_number(percent),
+        percent=number(percent),
         interval=_pair(100 * np.stack((low, high))),
         icl_and_ft_right_zsl_wrong=int(both.sum()),
         ft_right_zsl_wrong=int(ft_only.sum()),
@@ -419,7 +420,7 @@ def dose_response(config: ConfigDict, job: Inputs, chosen: Chosen) -> DoseRespon
         diverged=tuple((~converged).sum(0).tolist()),
         accuracy=tuple(of(correct, rate) for rate in every_rate),
         training_loss=tuple(
-            Estimate(mean=_number(loss.mean()), per_seed=_numbers(loss)) for loss in chosen.loss.T
+            Estimate(mean=number(loss.mean()), per_seed=_numbers(loss)) for loss in chosen.loss.T
         ),
         similarity={n: tuple(similarity(n, rate) for rate in every_rate) for n in SIMILARITIES},
         steps={n: tuple(of_metric(n, rate) for rate in every_rate) for n in STEPS},
@@ -448,17 +449,17 @@ def _selection(
 
 def _with_spread(estimate: Estimate, per_seed: np.ndarray) -> Estimate:
     """The estimate with each seed's value and their standard deviation (None for one seed)."""
-    std = _number(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None
+    std = number(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None
     return dataclasses.replace(estimate, per_seed=_numbers(per_seed), seed_std=std)
 
 
-def _number(value: Any) -> Number:
+def number(value: Any) -> Number:
     """JSON has no NaN: undefined is None."""
     return None if value is None or not np.isfinite(value) else round(float(value), 6)
 
 
 def _numbers(values: Sequence[float] | np.ndarray) -> tuple[Number, ...]:
-    return tuple(_number(v) for v in np.asarray(values))
+    return tuple(number(v) for v in np.asarray(values))
 
 
 def _pair(values: Any) -> tuple[Number, Number]:

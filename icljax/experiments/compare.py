@@ -24,6 +24,7 @@ from icljax.experiments.config import validate
 from icljax.models.decoder import DecoderConfig, init_params
 from icljax.reports import job as job_report
 from icljax.reports import report
+from icljax.reports.document import Report
 from icljax.reports.summary import show
 from icljax.runtime import processes, sharding, workdir
 from icljax.runtime.chunks import Chunks
@@ -48,28 +49,14 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
     """
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     with Stages(console) as stages, processes.ending_after_commits():
-        with stages.stage("model", "model (fetched and converted once)", 1) as bar:
-            checkpoint = checkpoints.open_checkpoint(config.model, bar.at, stages.note)
-        with stages.stage("prompts", "data and prompts", 1):
-            inputs = prepare(config, checkpoint, stages.note)
-        if inputs.dataset.stand_in:
-            stages.note(inputs.dataset.stand_in, style="bold white on red")
-        kinds = mixing.parse_kinds(config.attention) or checkpoint.config.attention
-        decoder = dataclasses.replace(
-            checkpoint.config,
-            dtype=compute_dtype(config),
-            attention=kinds,
-            implementation=config.attention.implementation,
-        )
-        chunks = Chunks(path, identity(config, checkpoint, inputs, mesh), stages.note)
-        if len(chunks):
-            stages.note(f"Going on after {len(chunks)} committed chunks in {path}.")
+        checkpoint, inputs = open_inputs(config, stages)
+        decoder = checkpoint.config
+        chunks = open_chunks(path, identity(config, checkpoint, inputs, mesh), stages)
         num_demonstrations = inputs.demonstrations.train.shape[1]
         programs = make_programs(decoder, config, inputs.encoder.bos, num_demonstrations, mesh)
 
         def load() -> Params:
-            where = sharding.shardings(shapes(decoder), mesh)
-            params = checkpoints.load_params(checkpoint.folder, decoder, where)
+            params = load_params(checkpoint, mesh)
             seed = config.metrics.seed
             return controls.reinitialize(params, config.weights, programs.initialize, seed)
 
@@ -82,7 +69,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
             summary = dataclasses.replace(
                 statistics.summarize(
                     config,
-                    dataclasses.replace(checkpoint, config=decoder),
+                    checkpoint,
                     inputs,
                     measured.chosen,
                     arrays,
@@ -92,11 +79,52 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
                 controls_left_out=tuple(left_out),
                 seconds=stages.seconds,
             )
-            if processes.is_first():
-                with workdir.writing(path):
-                    workdir.save_examples(path, arrays)
-                    report.write(path, job_report.report(summary))
-    plain = results.to_plain(summary)
+            save(path, arrays, functools.partial(job_report.report, summary))
+    return finish(path, summary, chunks)
+
+
+def open_inputs(config: ConfigDict, stages: Stages) -> tuple[checkpoints.Checkpoint, Inputs]:
+    """The model, with the decoder that the config asks for, and what is read with it."""
+    with stages.stage("model", "model (fetched and converted once)", 1) as bar:
+        checkpoint = checkpoints.open_checkpoint(config.model, bar.at, stages.note)
+    with stages.stage("prompts", "data and prompts", 1):
+        inputs = prepare(config, checkpoint, stages.note)
+    if inputs.dataset.stand_in:
+        stages.note(inputs.dataset.stand_in, style="bold white on red")
+    decoder = dataclasses.replace(
+        checkpoint.config,
+        dtype=compute_dtype(config),
+        attention=mixing.parse_kinds(config.attention) or checkpoint.config.attention,
+        implementation=config.attention.implementation,
+    )
+    return dataclasses.replace(checkpoint, config=decoder), inputs
+
+
+def open_chunks(path: Path, of: dict[str, Any], stages: Stages) -> Chunks:
+    """What the job has committed; `of`: its `identity`."""
+    chunks = Chunks(path, of, stages.note)
+    if len(chunks):
+        stages.note(f"Going on after {len(chunks)} committed chunks in {path}.")
+    return chunks
+
+
+def load_params(checkpoint: checkpoints.Checkpoint, mesh: jax.sharding.Mesh) -> Params:
+    """The weights, on the devices."""
+    where = sharding.shardings(shapes(checkpoint.config), mesh)
+    return checkpoints.load_params(checkpoint.folder, checkpoint.config, where)
+
+
+def save(path: Path, arrays: dict[str, np.ndarray], make_report: Callable[[], Report]) -> None:
+    """Writes the arrays and the report; one process of several does."""
+    if processes.is_first():
+        with workdir.writing(path):
+            workdir.save_examples(path, arrays)
+            report.write(path, make_report())
+
+
+def finish(path: Path, found: results.Made, chunks: Chunks) -> dict[str, Any]:
+    """Writes results.json, which ends the job, and returns what it holds."""
+    plain = results.to_plain(found)
     if processes.is_first():
         with workdir.writing(path):
             workdir.save_results(path, plain)

@@ -17,15 +17,15 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from icljax import checkpoints, metrics, results
-from icljax.attention import mixing
 from icljax.comparison import answers, claims, crossed
 from icljax.comparison.finetune import Finetuned
 from icljax.comparison.grid import finetune_pieces
-from icljax.comparison.inputs import Inputs, prepare
+from icljax.comparison.inputs import Inputs
 from icljax.comparison.programs import Subject, make_static, programs_of
 from icljax.comparison.reading import read_all
-from icljax.comparison.statistics import data_record, model_record, provenance
+from icljax.comparison.statistics import data_record, model_record, number, provenance
 from icljax.comparison.store import Run, Store
+from icljax.data import tasks
 from icljax.data.prompts import Demonstrations
 from icljax.errors import UserError
 from icljax.experiments import compare
@@ -33,15 +33,12 @@ from icljax.experiments import config as config_lib
 from icljax.experiments.config import check_types, distinct_integers, is_count, require
 from icljax.records import Crossed, RateSelection
 from icljax.reports import crossed as crossed_report
-from icljax.reports import report
 from icljax.reports.crossed import show as show
-from icljax.results import to_plain
 from icljax.runtime import processes, sharding, workdir
 from icljax.runtime.chunks import Arrays, Chunks
 from icljax.runtime.progress import Stages
 
 WRONG = "flipped_labels"  # the demonstrations of the second half of prompts and updates
-_OWN = ("margin", "selection_seeds")
 _LEFT_OUT = ("controls", "select_seed", "weights")
 
 
@@ -80,7 +77,14 @@ def validate(config: ConfigDict) -> None:
     require(config, "selection_seeds", is_count, "a whole number above 0")
     enough = "three different whole numbers or more, e.g. 1,2,3: a pair is held against others"
     require(config, "seeds", lambda v: distinct_integers(v) and len(v) > 2, enough)
-    config_lib.validate(job_config(config))
+    job = job_config(config)
+    config_lib.validate(job)
+    config.answers = job.answers  # tidied
+    if not tasks.get_task(job.task, job.template, job.answers, job.data.choices).answers:
+        raise UserError(
+            f"task {config.task!r} is multiple choice, which has no wrong labels to teach; give a "
+            "classification task"
+        )
 
 
 def job_config(config: ConfigDict) -> ConfigDict:
@@ -103,46 +107,22 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
     job = job_config(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     with Stages(console) as stages, processes.ending_after_commits():
-        with stages.stage("model", "model (fetched and converted once)", 1) as bar:
-            checkpoint = checkpoints.open_checkpoint(config.model, bar.at, stages.note)
-        with stages.stage("prompts", "data and prompts", 1):
-            inputs = prepare(job, checkpoint, stages.note)
-        if inputs.encoder.task.answers == ():
-            raise UserError(
-                f"task {config.task!r} is multiple choice, which has no wrong labels to teach; "
-                "give a classification task"
-            )
-        kinds = mixing.parse_kinds(config.attention) or checkpoint.config.attention
-        decoder = dataclasses.replace(
-            checkpoint.config,
-            dtype=compare.compute_dtype(job),
-            attention=kinds,
-            implementation=config.attention.implementation,
-        )
-        chunks = Chunks(path, compare.identity(job, checkpoint, inputs, mesh), stages.note)
+        checkpoint, inputs = compare.open_inputs(job, stages)
+        identity = compare.identity(job, checkpoint, inputs, mesh)
+        chunks = compare.open_chunks(path, identity, stages)
         both = _both(inputs)
-        static = make_static(decoder, job, inputs.encoder.bos, both.train.shape[1], mesh)
+        static = make_static(checkpoint.config, job, inputs.encoder.bos, both.train.shape[1], mesh)
         with stages.stage("weights", "weights", 1):
-            where = sharding.shardings(compare.shapes(decoder), mesh)
-            params = checkpoints.load_params(checkpoint.folder, decoder, where)
+            params = compare.load_params(checkpoint, mesh)
         subject = Subject(programs_of(static), params, both)
         programs = crossed.make_programs(static, len(config.seeds))
         selection = select_rate(subject, programs, inputs, config, chunks, stages)
         arrays = measure(subject, programs, inputs, config, selection.rate, chunks, stages)
         with stages.stage("report", "statistics, report and figures", 1):
-            of = dataclasses.replace(checkpoint, config=decoder)
-            found = summarize(config, of, inputs, selection, arrays)
+            found = summarize(config, checkpoint, inputs, selection, arrays)
             found = dataclasses.replace(found, seconds=stages.seconds)
-            if processes.is_first():
-                with workdir.writing(path):
-                    workdir.save_examples(path, arrays)
-                    report.write(path, crossed_report.report(found))
-    plain = to_plain(found)
-    if processes.is_first():
-        with workdir.writing(path):
-            workdir.save_results(path, plain)
-        chunks.clear()
-    return plain
+            compare.save(path, arrays, functools.partial(crossed_report.report, found))
+    return compare.finish(path, found, chunks)
 
 
 def _both(inputs: Inputs) -> Demonstrations:
@@ -196,7 +176,7 @@ def select_rate(
             f"at no learning rate ({', '.join(map(str, rates))}) does finetuning lower its own "
             "loss; give smaller ones with --config.finetune.learning_rates"
         )
-    numbers = [tuple(claims.number(x) for x in values) for values in (nll, start, end)]
+    numbers = [tuple(number(x) for x in values) for values in (nll, start, end)]
     return RateSelection(
         rate=rates[int(np.argmin(np.where(fit, nll, np.inf)))],
         learning_rates=tuple(rates),

@@ -24,6 +24,19 @@ def broadcast(name: str, array: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
         raise UserError(message) from None
 
 
+def distributions(logp: ArrayLike, logq: ArrayLike) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Scores [..., C] of two distributions -> (candidates that both have, both normalised).
+
+    Raises:
+        UserError: for different shapes.
+    """
+    logp, logq = floats(logp, logq)
+    same_shape(logp=logp, logq=logq)
+    there = jnp.isfinite(logp) & jnp.isfinite(logq)
+    logp, logq = (jax.nn.log_softmax(x, -1, where=there) for x in (logp, logq))
+    return there, logp, logq
+
+
 def same_shape(**arrays: jax.Array) -> None:
     """Raises a UserError, naming the arrays, where their shapes differ."""
     shapes = {name: a.shape for name, a in arrays.items()}

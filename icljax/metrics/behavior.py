@@ -1,13 +1,12 @@
 """Agreement of two settings in what they do to the answers. Shapes: icljax/metrics/__init__.py."""
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real, Shaped
 
 from icljax.errors import UserError
 from icljax.metrics.accuracy import calibrate
-from icljax.metrics.arrays import floats, same_shape
+from icljax.metrics.arrays import distributions, floats, same_shape
 
 
 def movement_correlation(
@@ -53,10 +52,7 @@ def js_divergence(
     Raises:
       UserError: the shapes differ.
     """
-    logp, logq = floats(logp, logq)
-    same_shape(logp=logp, logq=logq)
-    there = jnp.isfinite(logp) & jnp.isfinite(logq)
-    logp, logq = (jax.nn.log_softmax(x, -1, where=there) for x in (logp, logq))
+    there, logp, logq = distributions(logp, logq)
     middle = jnp.logaddexp(logp, logq) - jnp.log(2.0)
     terms = [jnp.exp(x) * (x - middle) for x in (logp, logq)]
     return jnp.sum(jnp.where(there, sum(terms) / 2, 0), -1)

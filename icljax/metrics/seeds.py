@@ -24,6 +24,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Real, Shaped
 
 from icljax.errors import UserError
+from icljax.types import Array
 
 FEWEST_SEEDS = 5  # for a verdict: below, a skewed spread is not noticed
 _ALL_ORDERS = 8  # seeds, up to which every assignment is tried: 40,320 of them
@@ -108,8 +109,8 @@ def _crossed(values: np.ndarray, shared: float) -> SeedEstimate:
         shared: the factor that takes that back.
     """
     seeds, queries = values.shape[:2]
-    of_seed, of_query = _mean(values, 1), _mean(values, 0)
-    mean = _mean(of_seed, 0)
+    of_seed, of_query = mean_of_finite(values, 1), mean_of_finite(values, 0)
+    mean = mean_of_finite(of_seed, 0)
     if seeds < 2:
         nan = np.full(mean.shape, np.nan)
         return SeedEstimate(mean, nan, nan)
@@ -126,8 +127,8 @@ def _crossed(values: np.ndarray, shared: float) -> SeedEstimate:
     return SeedEstimate(mean, np.sqrt(total), np.where(total > 0, df, seeds - 1))
 
 
-def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Over finite entries; NaN where there is none, without a warning."""
+def mean_of_finite(values: Array, axis: int) -> np.ndarray:
+    """Mean over finite entries; NaN where there is none (without NumPy's warning)."""
     finite = np.isfinite(values)
     count = finite.sum(axis)
     total = np.where(finite, values, 0).sum(axis)
@@ -137,7 +138,7 @@ def _mean(values: np.ndarray, axis: int) -> np.ndarray:
 def _variance(values: np.ndarray) -> np.ndarray:
     """Of the first axis' finite entries; NaN from one of them."""
     count = np.isfinite(values).sum(0)
-    squares = np.nansum((values - _mean(values, 0)) ** 2, 0)
+    squares = np.nansum((values - mean_of_finite(values, 0)) ** 2, 0)
     return np.asarray(np.where(count > 1, squares / np.maximum(count - 1, 1), np.nan))
 
 
@@ -159,6 +160,11 @@ def ratio_estimate(
 
 
 # ---- Own against other: which update belongs to which prompt -------------------------------------
+
+
+def own(matrix: np.ndarray) -> np.ndarray:
+    """The pairs i = j of [R, R, ...]: [R, ...]."""
+    return np.asarray(np.moveaxis(np.diagonal(matrix), -1, 0))
 
 
 def own_minus_other(matrix: Shaped[ArrayLike, "..."]) -> np.ndarray:
@@ -184,10 +190,10 @@ def own_minus_other(matrix: Shaped[ArrayLike, "..."]) -> np.ndarray:
             f"a matrix of prompts x updates has shape {matrix.shape}; expected [R, R, ...] with at "
             "least 3 seeds"
         )
-    own = np.moveaxis(np.diagonal(matrix), -1, 0)
-    rows, columns = matrix.sum(1) - own, matrix.sum(0) - own
+    pairs = own(matrix)
+    rows, columns = matrix.sum(1) - pairs, matrix.sum(0) - pairs
     rest = (rows.sum(0) - rows - columns) / ((seeds - 1) * (seeds - 2))
-    return np.asarray(own - (rows + columns) / (seeds - 1) + rest)
+    return np.asarray(pairs - (rows + columns) / (seeds - 1) + rest)
 
 
 def own_estimate(matrix: Shaped[ArrayLike, "..."]) -> SeedEstimate:

@@ -1,11 +1,10 @@
 """How far finetuning goes from where it started. Shapes: icljax/metrics/__init__.py."""
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
 
-from icljax.metrics.arrays import floats, same_shape
+from icljax.metrics.arrays import distributions, floats, same_shape
 
 
 def relative_change(
@@ -41,9 +40,6 @@ def kl_divergence(
     Raises:
         UserError: for different shapes.
     """
-    logp, logq = floats(logp, logq)
-    same_shape(logp=logp, logq=logq)
-    there = jnp.isfinite(logp) & jnp.isfinite(logq)
-    logp, logq = (jax.nn.log_softmax(x, -1, where=there) for x in (logp, logq))
+    there, logp, logq = distributions(logp, logq)
     terms = jnp.exp(logp) * (jnp.where(there, logp, 0) - jnp.where(there, logq, 0))
     return jnp.sum(jnp.where(there, terms, 0), -1)

@@ -213,11 +213,18 @@ def test_goes_on_after_an_end_without_reading_again(tiny_folder, reviews, tmp_pa
         ({"margin": 0.0}, "config.margin"),
         ({"selection_seeds": 0}, "config.selection_seeds"),
         ({"num_demonstrations": 0}, "config.num_demonstrations"),
+        ({"task": "piqa"}, "multiple choice"),
     ],
 )
 def test_refused_before_anything_is_fetched(tiny_folder, reviews, changes, message):
     with pytest.raises(UserError, match=message):
         crossed.validate(crossed_config(tiny_folder, reviews, **changes))
+
+
+def test_answers_of_one_flag_are_split(tiny_folder, reviews):
+    config = crossed_config(tiny_folder, reviews, answers=("foo,bar",))
+    crossed.validate(config)
+    assert config.answers == ("foo", "bar")
 
 
 def test_selected_rate_is_the_lowest_calibrated_loss(done):
