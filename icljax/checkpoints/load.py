@@ -246,6 +246,7 @@ def load_params(
             f"{folder}: {len(bad)} of the weights have NaN or infinity in {config.dtype}, such as "
             f"{bad[0]}; fetch the model again"
         )
+    stream.forget_pages()  # that the check read
     return params
 
 

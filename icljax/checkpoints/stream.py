@@ -12,6 +12,8 @@ has H rows of K * D numbers.
 
 import dataclasses
 import math
+import mmap
+import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,15 +26,16 @@ from jax.sharding import Sharding
 
 from icljax.attention.mixing import LEARNABLE
 from icljax.checkpoints import checks
-from icljax.checkpoints.tensor_files import DTYPES, Stored, read_headers, shorter
+from icljax.checkpoints.tensor_files import ALIGNMENT, DTYPES, Stored, read_headers, shorter
 from icljax.models.decoder import DecoderConfig
 from icljax.models.plans import Leaf, LeafPath, Plan, axis_sizes
 from icljax.types import Params
 
 BLOCK = 32 << 20  # bytes of a file that each thread has in memory at once
 THREADS = 8  # numpy copies, casts and transposes outside the interpreter's lock
-_ALIGNMENT = 64  # bytes: the CPU backend takes memory so aligned as it is
 _ROWS = 16  # copied at once where rows become columns: both sides then stay in the cache (2x)
+_EMBEDDING: LeafPath = ("embed", "embedding")
+_maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 Index = tuple[slice, ...]  # of a shard in its leaf
 
 
@@ -81,8 +84,39 @@ def load(
     for paths in together.values():
         tensors = [stored[name] for name in names[paths[0]]]
         group = {path: plan.leaves[path] for path in paths}
-        leaves |= _read_group(group, tensors, config, where)
+        if paths == [_EMBEDDING] and _mappable(tensors[0], config, where[_EMBEDDING]):
+            leaves[_EMBEDDING] = _mapped(tensors[0], where[_EMBEDDING])
+        else:
+            leaves |= _read_group(group, tensors, config, where)
     return unflatten_dict({path: leaves[path] for path in plan.leaves})
+
+
+def _mappable(table: Stored, config: DecoderConfig, where: Sharding | None) -> bool:
+    """Whether the embedding can stay in its file: only rows of it are read, as they are there."""
+    return (
+        jax.default_backend() == "cpu"
+        and (where is None or len(where.device_set) == 1)
+        and not config.tied  # else every logit reads all of it
+        and DTYPES[table.dtype] == np.dtype(config.dtype)
+        and table.offset % ALIGNMENT == 0
+    )
+
+
+def _mapped(table: Stored, where: Sharding | None) -> jax.Array:
+    """A tensor that stays in its file; the pages that are read count as this process' memory."""
+    with table.file.open("rb") as f:  # a private copy: who is given the array may write to it
+        pages = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
+    _maps.add(pages)
+    size = math.prod(table.shape)
+    numbers = np.frombuffer(pages, DTYPES[table.dtype], size, table.offset)
+    return jax.device_put(numbers.reshape(table.shape), where)
+
+
+def forget_pages() -> None:
+    """Gives back what was read so far of the files that are mapped; call it before one changes."""
+    for pages in _maps:
+        if hasattr(mmap, "MADV_DONTNEED"):
+            pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _read_group(
@@ -144,8 +178,8 @@ def _empty_shard(
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Uninitialised memory that JAX's CPU backend uses without a copy."""
     size = math.prod(shape) * dtype.itemsize
-    raw = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
 
 

@@ -33,6 +33,7 @@ DTYPES = {
 INTEGERS = {"BOOL": np.dtype(np.bool_), "U8": np.dtype(np.uint8)} | {
     f"I{8 * size}": np.dtype(f"i{size}") for size in (1, 2, 4, 8)
 }
+ALIGNMENT = 64  # bytes: memory so aligned, also of a mapped file, JAX's CPU backend takes as it is
 COMPARED = 1 << 20  # bytes of a block of what is compared and not kept
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]  # {name: (safetensors' name of the dtype, shape)}
@@ -239,5 +240,5 @@ def _write_header(f: BinaryIO, shapes: Shapes) -> None:
         start, end = end, end + _bytes(dtype, shape)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     f.write(len(text).to_bytes(8, "little") + text)

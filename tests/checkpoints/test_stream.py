@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import jax
@@ -162,6 +163,41 @@ def test_loaded_arrays_can_be_donated(tmp_path):
     x = read(tmp_path, Plan({("x",): Leaf("x", "V D -> V D")}))["x"]
     doubled = jax.jit(lambda x: 2 * x, donate_argnums=0)(x)
     np.testing.assert_array_equal(doubled, np.full((11, 6), 2.0))
+
+
+def embedding(tmp_path, dtype="float32", **changes):
+    """[V, D] of an aligned file, as read; V and D as CONFIG has them."""
+    shape = (CONFIG.vocab_size, CONFIG.width)
+    table = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    tensor_files.write(tmp_path, {"x": ("F32", shape)}, lambda name: table)
+    plan = Plan({("embed", "embedding"): Leaf("x", "V D -> V D")})
+    params = read(tmp_path, plan, dtype=dtype, **changes)
+    got = params["embed"]["embedding"]
+    np.testing.assert_array_equal(got, table.astype(got.dtype))
+    return got, table
+
+
+@pytest.mark.parametrize(
+    ("tied", "dtype", "maps"),
+    [(False, "float32", 1), (True, "float32", 0), (False, "bfloat16", 0)],
+)
+def test_an_embedding_that_is_no_output_matrix_stays_in_its_file(
+    tmp_path, monkeypatch, tied, dtype, maps
+):
+    """Its pages can be given back at any time; the numbers are there when they are read again."""
+    monkeypatch.setattr(stream, "_maps", weakref.WeakSet())
+    got, table = embedding(tmp_path, dtype, tied=tied)
+    assert len(stream._maps) == maps
+    stream.forget_pages()
+    np.testing.assert_array_equal(got, table.astype(got.dtype))
+
+
+def test_who_writes_to_a_mapped_embedding_does_not_write_to_the_file(tmp_path):
+    got, table = embedding(tmp_path, tied=False)
+    doubled = jax.jit(lambda x: 2 * x, donate_argnums=0)(got)
+    np.testing.assert_array_equal(doubled, 2 * table)
+    again, _ = embedding(tmp_path, tied=False)
+    np.testing.assert_array_equal(again, table)
 
 
 # ---- Written -----------------------------------------------------------------------------------
