@@ -26,8 +26,8 @@ from icljax.models.decoder import (
 )
 from icljax.types import Array, Params
 
-# Logits that are in memory together: 128 MiB, of some 200 places with a vocabulary of 152k.
-LOGITS_AT_ONCE = 1 << 25
+# Logits that are in memory together: 64 MiB, of some 100 places with a vocabulary of 152k.
+LOGITS_AT_ONCE = 1 << 24
 
 
 class Records(NamedTuple):
