@@ -114,6 +114,9 @@ ARCHITECTURES: dict[str, Config] = {
     "qwen2.5-0.5b": _llama(24, (896, 4864), (14, 2), 151936, 32768, **_QWEN2, **_TIED),
     "qwen2.5-1.5b": _llama(28, (1536, 8960), (12, 2), 151936, 131072, **_QWEN2, **_TIED),
     "qwen2.5-7b": _llama(28, (3584, 18944), (28, 4), 152064, 131072, **_QWEN2),
+    # The named models (models/named.py); their files have an output matrix of their own.
+    "qwen2.5-coder-0.5b": _llama(24, (896, 4864), (14, 2), 151936, 32768, **_QWEN2),
+    "qwen2.5-coder-1.5b": _llama(28, (1536, 8960), (12, 2), 151936, 32768, **_QWEN2),
     "qwen3-0.6b": _llama(28, (1024, 3072), (16, 8), 151936, 40960, **_QWEN3, **_TIED),
     "qwen3-1.7b": _llama(28, (2048, 6144), (16, 8), 151936, 40960, **_QWEN3, **_TIED),
     "qwen3-8b": _llama(36, (4096, 12288), (32, 8), 151936, 40960, **_QWEN3),

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from rich.console import Console
 
 from icljax.checkpoints import gguf_file, origin
 from icljax.errors import UserError
-from icljax.models import cached
+from icljax.models import cached, families
+from icljax.models.architectures import ARCHITECTURES
+from icljax.models.decoder import init_params
 from icljax.models.named import NAMED, converted_folder
 from icljax.runtime import downloads
 
@@ -63,6 +66,15 @@ def test_the_table(name):
     assert len({file.member.format(part=i, index=i - 1) for i in (1, 2)}) == min(file.parts, 2)
     shares = [int(word) for word in model.quantisation.split() if word.isdigit()]
     assert sum(shares) == 100
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_preflight_knows_its_shape_without_a_file(name):
+    """As many numbers as the converted file holds, in float32."""
+    config = families.decoder_config(ARCHITECTURES[name], name)
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+    assert 4 * numbers == NAMED[name].file.becomes
 
 
 def test_paths_of_version_0_1_0_are_found(cache):
