@@ -68,12 +68,13 @@ _seconds: dict[str, float] = defaultdict(float)
 
 
 def make_config(args: argparse.Namespace) -> Any:
-    """configs/mr.py with the flags that were given, and no controls."""
+    """configs/mr.py in paper mode, with the flags that were given."""
     from icljax.experiments import config as config_lib
 
     file = Path(__file__).resolve().parents[1] / "configs" / "mr.py"
     config = runpy.run_path(str(file))["get_config"]()
-    config.controls.names = ()
+    config.mode, config.selection.split, config.select_seed = "paper", "train", False
+    config.record_position, config.metrics.random_update = "answer", "gaussian"
     config.eval.num_examples = args.num_examples
     config.selection.num_examples = args.selection
     config.num_demonstrations = args.demonstrations

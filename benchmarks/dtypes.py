@@ -1,6 +1,7 @@
-"""What a job's numbers owe to the type of its products: one job, same seeds, in several types.
+r"""What a job's numbers owe to the type of its products: one job, same seeds, in several types.
 
-    python benchmarks/dtypes.py --out=DIR -- --config=configs/mr.py --config.eval.num_examples=100
+    python benchmarks/dtypes.py --out=DIR -- --config=configs/mr.py --config.mode=paper \
+        --config.selection.split=train --config.select_seed=False --config.seeds=1,2,3
 
 float32        products of float32, as on CPU and with jax's precision "highest" everywhere
 bfloat16       `--config.dtype=bfloat16`: activations and all weights but keys' and values' too
@@ -9,7 +10,8 @@ bf16_3x        the same, to 16 bits of mantissa: what three products of bfloat16
 tf32           the same, to TF32's 10 bits: a GPU's default precision
 
 The last three round on the CPU, in every product of the job forwards and backwards. A job that is
-there already is not run again.
+there already is not run again. Seeds of which another learning rate was chosen are left out of the
+differences: rates that select alike move the similarities far more than a type does.
 """
 
 import argparse
@@ -73,20 +75,25 @@ def run(way: str, folder: Path, job: list[str]) -> results.Results:
 
 
 def table(found: dict[str, results.Results]) -> str:
-    """Each figure in float32, and how far each type moves it: mean, and largest in a seed."""
+    """Each figure in float32, and how far each type moves it: mean, and largest in a seed.
+
+    Over the seeds with the same learning rate.
+    """
     reference = rows(found["float32"])
     others = [way for way in found if way != "float32"]
+    rates = {way: rows(found[way])[-1].seeds for way in found}
+    same = {way: rates[way] == rates["float32"] for way in others}
     lines = [f"{'':24}{'float32':>9}" + "".join(f"{way:>20}" for way in others)]
-    for i, row in enumerate(reference):
-        if row.name == "learning rate":
-            same = [int(np.sum(rows(found[w])[i].seeds == row.seeds)) for w in others]
-            cells = "".join(f"{f'same in {n} of {len(row.seeds)}':>20}" for n in same)
-            lines.append(f"{row.name:24}{'':>9}{cells}")
-            continue
-        moved = [rows(found[w])[i].seeds - row.seeds for w in others]
-        cells = "".join(f"{f'{m.mean():+.4f} ({np.abs(m).max():.4f})':>20}" for m in moved)
+    for i, row in enumerate(reference[:-1]):
+        cells = ""
+        for way in others:
+            moved = (rows(found[way])[i].seeds - row.seeds)[same[way]]
+            text = f"{moved.mean():+.4f} ({np.abs(moved).max():.4f})" if len(moved) else "-"
+            cells += f"{text:>20}"
         lines.append(f"{row.name:24}{row.seeds.mean():9.4f}{cells}")
-    return "\n".join(lines)
+    count = len(reference[-1].seeds)
+    cells = "".join(f"{f'{same[way].sum()} of {count}':>20}" for way in others)
+    return "\n".join([*lines, f"{'same learning rate':33}{cells}"])
 
 
 def main() -> None:

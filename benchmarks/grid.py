@@ -18,8 +18,8 @@ import numpy as np
 
 from icljax.comparison import grid, programs, reading
 from icljax.comparison.programs import DATA, Subject
-from icljax.experiments import compare
 from icljax.experiments import config as config_lib
+from icljax.experiments import job
 from icljax.models.architectures import ARCHITECTURES
 from icljax.models.decoder import init_params
 from icljax.models.families import decoder_config
@@ -62,10 +62,11 @@ def main() -> None:
     config.task, config.num_demonstrations = "sst2", args.demonstrations
     config.seeds = tuple(range(1, 1 + args.seeds))
     config.finetune.learning_rates = tuple(0.001 * (i + 1) for i in range(args.rates))
-    config.eval.num_examples, config.controls.names = args.examples, ()
+    config.eval.num_examples, config.mode = args.examples, "paper"
+    config_lib.fill_in(config)
     config.eval.tokens_per_batch = 512 if jax.default_backend() == "cpu" else 4096
     decoder = decoder_config(ARCHITECTURES[args.model], args.model)
-    decoder = dataclasses.replace(decoder, dtype=compare.compute_dtype(config))
+    decoder = dataclasses.replace(decoder, dtype=job.compute_dtype(config))
     mesh = sharding.make_mesh(-1, 1)
     inputs = lengths.make_inputs(config, decoder, lengths.lengths(config, 0, 0, 0))
     chip = {**hardware.TPUS, **hardware.GPUS}.get(args.chip)

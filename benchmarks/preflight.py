@@ -29,7 +29,7 @@ def paper_config(model: str) -> ConfigDict:
     config.num_demonstrations, config.seeds = 32, tuple(range(1, 8))
     config.finetune.learning_rates = tuple(0.001 * (i + 1) for i in range(36))
     config.eval.num_examples = 0
-    config.controls.names = ()
+    config.mode = "paper"
     return config
 
 

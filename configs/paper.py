@@ -4,11 +4,12 @@ r"""The paper's tables: its six tasks with fairseq 1.3B and 2.7B, beside its own
 
 Demonstrations, seeds and learning rates are the paper's, as they were selected there;
 `configs/paper.py:search` repeats its search instead (seeds 1 to 7, 36 learning rates, chosen on the
-validation accuracy that is then reported). Whole validation sets; every control.
+validation accuracy that is then reported). Whole validation sets.
 
 The models are copies on the Hugging Face hub; local ones: `--config.models=DIR/fairseq-1.3b`.
-SST-5 and Subj come from there too (`pip install 'icljax[hub]'`). The released
-code records attention one step after the answer: `--config.base.record_position=first_label`.
+SST-5 and Subj come from there too (`pip install 'icljax[hub]'`). As in the released
+code, attention is recorded one step after the answer; at it:
+`--config.base.record_position=answer`.
 Never run at these sizes here; `python -m icljax.preflight` says what a single job needs.
 """
 
@@ -31,7 +32,7 @@ def get_config(how: str = "published") -> ConfigDict:
     config.models = ("KoboldAI/fairseq-dense-1.3B", "KoboldAI/fairseq-dense-2.7B")
     config.base.prompt.separator = "<eos>"
     config.base.eval.num_examples = 0
-    config.base.controls.names = ("all",)
+    config.base.mode = "paper"
     config.overrides = tuple(
         (
             f"{name}_*",
@@ -44,10 +45,9 @@ def get_config(how: str = "published") -> ConfigDict:
     )
     if how == "search":
         config.base.seeds = paper.SEARCHED_SEEDS
-        config.base.select_seed = True
-        config.base.selection.split = "validation"
         config.base.finetune.learning_rates = paper.SEARCHED_RATES
         return config
+    config.base.select_seed = False
     config.overrides += tuple(
         (
             f"{name}_{_SIZES[size]}",

@@ -1,8 +1,8 @@
-"""Every setting, similarity, baseline, control and finetuning method, once.
+"""Every setting, similarity, baseline, variant, link and finetuning method, once.
 
 Results, reports, figures, preflight and validation read it; an entry here is a column, a row, a
-panel and a line there. What a metric computes is its entry's formula; what a control does is where
-its name is a key, in `comparison.controls`.
+panel and a line there. What a metric computes is its entry's formula; what a variant does is where
+its name is a key, in `comparison.changes`.
 """
 
 from dataclasses import dataclass, field
@@ -62,8 +62,9 @@ SIMILARITIES = {
         "attention output updates, ICL - ZSL and FT - ZSL",
         "Cosine",
         "the cosine between what ICL and what FT add to a layer's zero-shot attention output, each "
-        "output scaled to length 1 first. 1: the same direction; 0: unrelated; -1: opposite. Look "
-        "at the untrained models: scaling first raises the score even there.",
+        "output scaled to length 1 first. 1: the same direction; 0: unrelated; -1: opposite. "
+        "Scaling first raises the score in any model; a random output in FT's place scores above "
+        "0 too.",
         Formula("sim_aou", _OUT),
         {
             # The update is added to the outputs as they are scaled.
@@ -105,7 +106,7 @@ SIMILARITIES = {
         "attention map changes, ICL - ZSL and FT - ZSL",
         "Cosine",
         "the cosine between how ICL and how FT change the zero-shot attention scores. 1: the same "
-        "change; 0: unrelated. Look at the random update and at the untrained models.",
+        "change; 0: unrelated.",
         Formula("sim_am_delta", _MAPS),
         {"random_update": Formula("sim_am_delta", _MAPS | {"ft": "random.scores"})},
     ),
@@ -114,8 +115,7 @@ SIMILARITIES = {
         "ranking of demonstration tokens, ICL and FT",
         "Kendall's tau",
         "whether ICL's attention and FT's update rank the demonstration tokens alike. 1: the same "
-        "order; 0: unrelated orders; -1: reversed. Look at the random weights and at the untrained "
-        "models.",
+        "order; 0: unrelated orders; -1: reversed.",
         _ranks("kendall_tau", "token", "ft"),
         {"random_weights": _ranks("kendall_tau", "token", "random")},
     ),
@@ -125,7 +125,7 @@ SIMILARITIES = {
         "Kendall's tau",
         "the same with the weight of each whole demonstration. Longer demonstrations tend to "
         "get more weight in any setting, which can lift even random weights above 0: compare with "
-        "those and with the untrained models.",
+        "those.",
         _ranks("kendall_tau", "example", "ft"),
         {"random_weights": _ranks("kendall_tau", "example", "random")},
     ),
@@ -152,9 +152,8 @@ SIMILARITIES = {
         "Cosine",
         "the cosine between the two updates of attention's linear map, softmax left out: dW_ICL = "
         "sum of v k^T over the demonstrations' tokens, dW_FT = what finetuning adds to the sum "
-        "over the query's own tokens. 1: the same update; 0: unrelated. Look at the untrained "
-        "models. update_share in results.json is each update's share of the norm, beside the "
-        "zero-shot map's.",
+        "over the query's own tokens. 1: the same update; 0: unrelated. update_share "
+        "in results.json is each update's share of the norm, beside the zero-shot map's.",
         Formula("", {"": "update.cosine"}),
         {"random_icl": Formula("", {"": "update.cosine_random"})},
     ),
@@ -219,100 +218,44 @@ def formulas() -> dict[str, Formula]:
 
 
 @dataclass(frozen=True)
-class Control:
-    """A control, in words.
+class Variant:
+    """Demonstrations that teach something else, in words.
 
     Attributes:
         title: what it is called, in tables and figures.
-        short: the same in a few letters.
-        guide: what it destroys, and what a score as high as the job's means.
-        kind: what it changes, of `CONTROL_KINDS`.
-        style: how figures draw it (`reports.plots`); its colour is its kind's.
+        guide: what is changed, for ICL and FT both where both have it.
     """
 
     title: str
-    short: str
     guide: str
-    kind: str
-    style: str
 
 
-CONTROLS = {
-    "untrained": Control(
-        "untrained model",
-        "untrained model",
-        "all weights drawn anew at random: nothing was learned. A similarity as high as this comes "
-        "from the architecture, not from what training taught.",
-        "model",
-        "model dash thin",
-    ),
-    "untrained_keep_embeddings": Control(
-        "untrained except embeddings",
-        "embeddings kept",
-        "the same, but embeddings and norms stay trained. A similarity as high as this needs no "
-        "trained attention: that tokens are alike is enough.",
-        "model",
-        "model dot",
-    ),
-    "permuted_labels": Control(
+VARIANTS = {
+    "permuted_labels": Variant(
         "permuted labels",
-        "permuted labels",
-        "the demonstrations have exchanged their labels, for ICL and FT both: which input has "
-        "which label is lost. A similarity as high as this does not come from learning the task.",
-        "data",
-        "data",
+        "the demonstrations have exchanged their labels at random: which input has which label is "
+        "lost, though about half of two classes' labels stay right.",
     ),
-    "flipped_labels": Control(
+    "flipped_labels": Variant(
         "flipped labels",
-        "flipped labels",
-        "every label of the demonstrations is a wrong one (the next, round the end), for ICL and "
-        "FT both: the opposite is taught. A similarity as high as this does not depend on what "
+        "every label of the demonstrations is a wrong one (the next, round the end): the opposite "
         "is taught.",
-        "data",
-        "data dash thin",
     ),
-    "other_answers": Control(
+    "other_answers": Variant(
         "another task's answers",
-        "other answers",
-        "each label is written as an answer of another task, for ICL and FT both: the answer words "
-        "are lost. A similarity as high as this does not depend on the words that name the labels.",
-        "data",
-        "data dash",
+        "each label is written as an answer of another task: the answer words are lost.",
     ),
-    "shuffled_tokens": Control(
+    "shuffled_tokens": Variant(
         "shuffled tokens",
-        "shuffled tokens",
-        "the tokens of each demonstration's input stand in random order, for ICL and FT both: "
-        "grammar and template are lost. A similarity as high as this needs no readable "
-        "demonstrations.",
-        "data",
-        "data dot",
-    ),
-    "perturbation": Control(
-        "random perturbation",
-        "perturbation",
-        "instead of finetuning, random noise of the same norm is added to each key and value "
-        "matrix: the direction of the update is lost. A similarity as high as this is owed to the "
-        "size of the change alone.",
-        "update",
-        "update thin",
-    ),
-    "other_seed": Control(
-        "FT of another seed",
-        "FT of other seed",
-        "ICL is compared with finetuning on the demonstrations of the next seed (at that seed's "
-        "learning rate): that both see the same ones is lost. A similarity as high as this does "
-        "not depend on which demonstrations were seen.",
-        "update",
-        "update dash",
+        "the tokens of each demonstration's input stand in random order: grammar and template are "
+        "lost.",
     ),
 }
-# What controls change: the model's weights, the demonstrations (of the prompt and of finetuning),
-# or what finetuning did to the weights.
-CONTROL_KINDS = {
-    "model": "Models that learned nothing",
-    "data": "Demonstrations that teach something else",
-    "update": "Changes of the weights in finetuning's place",
+# Whose weights a job runs on.
+WEIGHTS = {
+    "trained": "trained model",
+    "untrained": "untrained model",
+    "untrained_keep_embeddings": "untrained except embeddings",
 }
 # What is compared: the query alone, demonstrations before it, finetuned on them.
 SETTINGS = {"zsl": "ZSL", "icl": "ICL", "ft": "FT"}
@@ -354,16 +297,80 @@ LINKS = {
         "FT's update of another query",
         "is the update one of this query?",
     ),
+    "random_step": Link(
+        "a random step of the same size",
+        "is it more than any step of this size on these inputs?",
+    ),
+    "weight_noise": Link(
+        "noise of the same size in the weights",
+        "is it more than any change of this size?",
+    ),
+    "untrained": Link(
+        "a model that learned nothing",
+        "does it take a trained model?",
+    ),
     "nothing": Link(
         "0",
         "do ICL and FT share what right labels teach and wrong ones do not?",
     ),
 }
-# What is compared of prompts and updates, and where its pairs stand in `comparison.crossed.AXES`.
+# Links whose updates no loss has made (`comparison.synthetic`).
+SYNTHETIC = ("random_step", "weight_noise")
+# Links that need demonstrations with wrong labels.
+OF_LABELS = ("wrong_labels_ft", "wrong_labels_icl", "nothing")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is compared of prompts and updates.
+
+    Attributes:
+        title: what it is called.
+        guide: which question it answers, and which links test it.
+    """
+
+    title: str
+    guide: str
+
+
+# By where its pairs stand in `comparison.crossed.AXES`.
 CROSSED = {
-    "output": "SimAOU, not normalised",
-    "map": "SimAM-delta",
-    "label_output": "label contrast, attention outputs",
-    "label_map": "label contrast, attention maps",
-    "answers": "movement of answers",
+    "output": Measure(
+        "SimAOU, not normalised",
+        "do prompt and update change attention's output in the same direction? The cosine of both "
+        "changes. Every link tests it; a random step of the same size scores 0 where directions "
+        "are unrelated.",
+    ),
+    "map": Measure(
+        "SimAM-delta",
+        "do they change alike which of its own tokens the query attends to? The cosine of both "
+        "changes of the attention scores, mean over heads. Every link but another query's update "
+        "tests it, since two queries have no tokens in common.",
+    ),
+    "kendall": Measure(
+        "Kendall, tokens",
+        "do they rank the demonstrations' tokens alike? Only pairs of one seed rank the same "
+        "tokens: wrong labels and another query test it, the latter for what a token's identity "
+        "and place alone give.",
+    ),
+    "label_output": Measure(
+        "label contrast, attention outputs",
+        "do they share what right labels change beside wrong ones? The cosine of both differences "
+        "in attention's output; it is held against 0, and layer by layer.",
+    ),
+    "label_map": Measure(
+        "label contrast, attention maps",
+        "the same of attention's maps.",
+    ),
+    "answers": Measure(
+        "movement of answers",
+        "do they move the same queries towards the same answers? The correlation over queries of "
+        "how far each label's log-probability moves from zero-shot. All links but another query's "
+        "update test it.",
+    ),
+    "label_answers": Measure(
+        "label contrast, answers",
+        "do they share how right labels move the answers beside wrong ones? The same correlation, "
+        "with wrong labels in zero-shot's place; held against 0.",
+    ),
 }

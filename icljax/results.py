@@ -126,7 +126,7 @@ class Count:
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """What is measured of a job and of each of its controls.
+    """What is measured of a job.
 
     Attributes:
         accuracy_calibrated: None where every example has its own candidates.
@@ -151,22 +151,6 @@ class Measures:
     def gap(self, name: str, other: str) -> Estimate:
         """A paired difference; `UNKNOWN` where it was not taken."""
         return self.differences.get(name, {}).get(other, UNKNOWN)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Control(Measures):
-    """The same measures under a control.
-
-    Attributes:
-        kind: what the control changes, of `catalog.CONTROL_KINDS`.
-        evaluated: examples.
-        difference: the job minus the control, paired: of "accuracy_ft" and the like, and of
-            similarities.
-    """
-
-    kind: str
-    evaluated: int
-    difference: dict[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,8 +306,6 @@ class Results(Measures, Provenance):
     finetune: Finetune = Finetune()
     selection: Selection
     dose_response: DoseResponse | None = None
-    controls: dict[str, Control] = field(default_factory=dict)
-    controls_left_out: tuple[str, ...] = ()
     demonstrations: Demonstrations
     data: Data
     model: Model
@@ -358,8 +340,7 @@ def from_plain(found: dict[str, Any]) -> Results:
 
 
 def _from_0_1_0(found: dict[str, Any]) -> dict[str, Any]:
-    controls = {k: _gathered(c) for k, c in found.get("controls", {}).items()}
-    return _gathered(found) | {"controls": controls, "stand_in": found.get("stand_in") or ""}
+    return _gathered(found) | {"stand_in": found.get("stand_in") or ""}
 
 
 def _gathered(measures: dict[str, Any]) -> dict[str, Any]:
@@ -376,14 +357,30 @@ def read(file: Path) -> Results | None:
     Raises:
         UserError: for a file that cannot be read, or that is not what it says it is.
     """
-    try:
-        found = msgspec.json.decode(file.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise UserError(f"{file} cannot be read ({e}); remove it or make it again") from e
+    found = decoded(file)
     if not isinstance(found, dict) or not {"task", "accuracy", "model"} <= found.keys():
         return None  # another experiment's, or a config
+    if is_crossed(found):
+        return None
     with reading_results(file):
         return from_plain(found)
+
+
+def decoded(file: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: for a file that cannot be read.
+    """
+    try:
+        return msgspec.json.decode(file.read_bytes())
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise UserError(f"{file} cannot be read ({e}); remove it or make it again") from e
+
+
+def is_crossed(found: Any) -> bool:
+    """Whether this is what results.json of a crossed comparison holds (`records.Crossed`)."""
+    return isinstance(found, dict) and {"claims", "matrix"} <= found.keys()
 
 
 @dataclass(frozen=True)
@@ -411,13 +408,24 @@ def open_job(folder: str | Path) -> Job:
         raise UserError(f"{folder} holds no {RESULTS}; give the --workdir of a finished job")
     results = read(folder / RESULTS)
     if results is None:
-        raise UserError(f"{folder / RESULTS} is not of a comparison; give another folder")
+        raise UserError(
+            f"{folder / RESULTS} is not of a comparison in paper mode; give another folder (of a "
+            "crossed one: icljax.records.open_crossed)"
+        )
+    return Job(results, labelled(read_examples(folder), results.seeds))
+
+
+def read_examples(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays in a job's folder.
+
+    Raises:
+        UserError: where they cannot be read.
+    """
     try:
         with np.load(folder / EXAMPLES) as f:
-            arrays = dict(f)
+            return dict(f)
     except (OSError, ValueError, zipfile.BadZipFile) as e:
         raise UserError(f"{folder / EXAMPLES} cannot be read ({e}); run the job again") from e
-    return Job(results, labelled(arrays, results.seeds))
 
 
 WITHOUT_SEEDS = ("index", "label", "pred_zsl", "logprob_zsl")  # of the arrays in examples.npz

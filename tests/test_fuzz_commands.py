@@ -35,7 +35,7 @@ FLAGS = ["workdir", "config", "topology", "json", "demonstration_tokens", "query
 FLAGS += ["examples", "effort", "seconds", "compile", "collectives", "distributed", "coordinator"]
 FLAGS += ["num_processes", "process_id", "nothing"]
 COMMANDS = {"compare": "task.py:mr", "dual": "dual.py", "regression": "regression.py"}
-COMMANDS |= {"pretrain": "pretrain.py", "sweep": "findings.py"}
+COMMANDS |= {"pretrain": "pretrain.py", "sweep": "paper.py"}
 
 
 @pytest.fixture(scope="module")

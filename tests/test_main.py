@@ -34,11 +34,12 @@ def tiny_flags(folder, reviews, workdir):
         f"--config.model={folder}",
         f"--config.data.source=jsonl:{reviews}",
         "--config.num_demonstrations=4",
-        "--config.seeds=1,2",
+        "--config.seeds=1,2,3",
         "--config.finetune.learning_rates=0.01,0.1",
         "--config.selection.num_examples=8",
         "--config.eval.num_examples=10",
-        "--config.controls.num_examples=4",
+        "--config.study.selection_seeds=1",
+        "--config.study.untrained_examples=4",
     )
 
 
@@ -54,7 +55,7 @@ def test_runs_and_ends_with_the_table(tiny_folder, reviews, tmp_path):
         "figures",
         "config.json",
     } == {p.name for p in (tmp_path / "job").iterdir()}
-    for word in ("SimAOU", "SimAM", "Kendall", "Rec2FTP", "ZSL", "ICL", "FT"):
+    for word in ("SimAOU", "SimAM", "Kendall", "held against", "ZSL", "ICL", "FT"):
         assert word in first.stdout
     before = (tmp_path / "job/results.json").stat().st_mtime_ns
     again = command(*flags, cache=tmp_path / "cache", cwd=tmp_path)
@@ -69,7 +70,7 @@ MISTAKES = {
     "wrong type": (["--config.num_demonstrations=many"], "num_demonstrations=many"),
     "wrong type in a tuple": (["--config.seeds=1,x"], "different whole numbers"),
     "negative rate": (["--config.finetune.learning_rates=-1.0"], "numbers above 0"),
-    "choice": (["--config.selection.split=tset"], "one of train, validation"),
+    "choice": (["--config.selection.split=tset"], "one of auto, train, validation"),
     "task": (["--config.task=mrr", "--config.template="], "unknown task 'mrr'; nearest known: mr"),
     "source": (["--config.data.source=xml:x"], "jsonl:"),
     "missing folder": (["--config.data.source=jsonl:/nowhere/at/all"], "/nowhere/at/all"),
@@ -149,6 +150,17 @@ def test_answers_may_be_given_with_commas():
     assert config.answers == ("Yes", "No")
 
 
+def test_symbols_are_words_without_meaning():
+    """Given as a flag gives it; the config says what was asked for."""
+    config = config_lib.default()
+    config.answers = ("symbols",)
+    config_lib.validate(config)
+    assert config.answers == ("symbols",)
+    config.task = "piqa"
+    with pytest.raises(UserError, match="'symbols': task 'piqa'"):
+        config_lib.validate(config)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -156,7 +168,8 @@ def test_answers_may_be_given_with_commas():
         ("seeds", ()),
         ("dtype", "float16"),
         ("num_demonstrations", 0),
-        ("controls.names", ("trained",)),
+        ("mode", "crosed"),
+        ("study.links", ("trained",)),
         ("eval.num_examples", -1),
     ],
 )
@@ -176,7 +189,9 @@ def test_the_main_job_on_the_real_model(tmp_path):
         "finetune.learning_rates": "0.001,",
         "selection.num_examples": 4,
         "eval.num_examples": 40,
-        "controls.names": "()",
+        "mode": "paper",
+        "selection.split": "train",
+        "record_position": "answer",
     }
     result = command(
         f"--config={ROOT / 'configs/mr.py'}",

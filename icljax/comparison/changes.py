@@ -1,4 +1,4 @@
-"""Demonstrations as the data controls change them."""
+"""Variants of demonstrations: what each changes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def changed_demonstrations(
     rng: np.random.Generator,
     words: Sequence[str],
 ) -> list[list[int]]:
-    """Demonstrations as a data control changes them.
+    """Demonstrations in a variant.
 
     Args:
         name: one of `_CHANGES`.
@@ -28,7 +28,7 @@ def changed_demonstrations(
     Raises:
         UserError: for another name.
     """
-    change = named("data control", name, _CHANGES)
+    change = named("variant", name, _CHANGES)
     queries = encoder.queries(split, rows, start=True)
     return change(encoder, queries, split.labels[rows], rng, words)
 
@@ -86,23 +86,24 @@ def other_words(task: tasks.Task, name: str) -> tuple[str, ...]:
         words = tasks.get_task(name).answers
         if not words:
             raise UserError(
-                f"config.controls.answers_of={name!r} is multiple choice and has no answers of its "
+                f"config.study.answers_of={name!r} is multiple choice and has no answers of its "
                 "own; give a classification task, say agnews"
             )
-        if shared := _shared(words, task.answers):
+        if shared := _shared(words, task):
             raise UserError(
-                f"config.controls.answers_of={name!r} has answers of task {task.name} itself "
+                f"config.study.answers_of={name!r} has answers of task {task.name} itself "
                 f"({', '.join(shared)}), which change nothing; give a task with other answers, or "
                 "leave it empty and one is chosen"
             )
         return words
     for other in ("agnews", "trec"):
         words = tasks.TASKS[other].answers
-        if len(words) >= len(task.answers) and not _shared(words, task.answers):
+        if len(words) >= len(task.answers) and not _shared(words, task):
             break
     return words
 
 
-def _shared(words: Sequence[str], answers: Sequence[str]) -> list[str]:
-    own = set(map(tasks.folded, answers))
+def _shared(words: Sequence[str], task: tasks.Task) -> list[str]:
+    """Those that are answers of the task, or what symbols stand for: they would give it away."""
+    own = set(map(tasks.folded, (*task.answers, *task.classes)))
     return [word for word in words if tasks.folded(word) in own]

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from icljax import checkpoints
-from icljax.catalog import CONTROLS
+from icljax.catalog import VARIANTS
 from icljax.comparison.changes import changed_demonstrations, other_words
 from icljax.data import datasets, joins, prompts, splits, tasks
 from icljax.data.prompts import Demonstrations, Encoder, Queries, Query
@@ -28,7 +28,7 @@ class Inputs:
         dataset: where the examples come from.
         encoder: how they become tokens.
         demonstrations: of the R seeds.
-        changed: the same as each data control changes them, by its name.
+        changed: the same in each variant, by its name.
         used: demonstrations that fitted, for each seed.
         selection, evaluation: batches of packed queries.
         selection_labels, labels: int32 [N], the place of each one's right candidate.
@@ -139,8 +139,8 @@ def _changed(
     shown: list[np.ndarray],
     fit: Callable[[list[list[int]]], list[list[int]]],
 ) -> dict[str, list[list[list[int]]]]:
-    """Every seed's demonstrations as each data control that is asked for changes them."""
-    words = other_words(encoder.task, config.controls.answers_of)
+    """Every seed's demonstrations in each variant that is asked for."""
+    words = other_words(encoder.task, config.study.answers_of)
 
     def change(name: str, rows: np.ndarray, seed: int) -> list[list[int]]:
         rng = np.random.default_rng([seed, 1])
@@ -148,8 +148,7 @@ def _changed(
 
     return {
         name: [change(name, *one) for one in zip(shown, config.seeds, strict=True)]
-        for name in control_names(config)
-        if CONTROLS[name].kind == "data"
+        for name in variant_names(config)
     }
 
 
@@ -347,12 +346,11 @@ def demonstration_tokens(
     return [q.demonstration(split.labels[row]) for q, row in zip(queries, rows, strict=True)]
 
 
-def control_names(config: ConfigDict) -> tuple[str, ...]:
-    """The controls that the config asks for, each once, in the order of `config.CONTROLS`."""
-    asked = config.controls.names
-    names = tuple(name for name in CONTROLS if name in asked or "all" in asked)
-    # With one seed there is no other.
-    return names if len(config.seeds) > 1 else tuple(n for n in names if n != "other_seed")
+def variant_names(config: ConfigDict) -> tuple[str, ...]:
+    """The variants of the demonstrations that the config asks for, in the order of the catalog."""
+    if config.mode != "crossed":
+        return ()
+    return tuple(name for name in VARIANTS if name in config.study.variants)
 
 
 def batch_tokens(config: ConfigDict) -> int:

@@ -83,6 +83,15 @@ def seeds_at_once(params: Params, demonstrations: Demonstrations, free: int, mod
     return max(1, free // each)
 
 
+def updates_at_once(
+    params: Params, demonstrations: Demonstrations, free: int, model: int = 1
+) -> int:
+    """How many updates are on a device together: what fits, read and then stacked."""
+    layers, _, heads, width = params["layers"]["attention"]["query"]["kernel"].shape
+    queries = demonstrations.columns.shape[1] * layers * heads * width
+    return max(1, free // (2 * 4 * (_num_kv_params(params) + queries) // model))
+
+
 def _num_kv_params(params: Params) -> int:
     return sum(x.size for x in jax.tree.leaves(kv_params_of(params)))
 

@@ -109,7 +109,6 @@ class Programs:
         tuple[jax.Array, tuple[jax.Array, jax.Array, Similarity]],
     ]
     initialize: Callable[[Params, int], Params]
-    perturb: Callable[[Params, Params, Array], Params]
     devices: Devices
 
 
@@ -185,7 +184,6 @@ def programs_of(static: Static) -> Programs:
         score_states=jax.jit(of_states, out_shardings=whole),
         compare=jax.jit(by_row, out_shardings=whole),
         initialize=functools.partial(initialize, static.decoder),
-        perturb=jax.jit(of(perturb)),
         devices=Devices(mesh),
     )
 
@@ -366,38 +364,6 @@ def initialize(decoder: DecoderConfig, params: Params, seed: int) -> Params:
 
     where = jax.tree.map(lambda x: x.sharding, params)
     return jax.jit(init, out_shardings=where)(jax.random.key(seed))
-
-
-def perturb(static: Static, base: Params, finetuned: Params, numbers: Array) -> Params:
-    """Random weights as far from the base, matrix by matrix, as the finetuned ones.
-
-    Args:
-        base: key and value leaves [L, ...]; each layer's is one matrix (or bias).
-        finetuned: of R runs, [R, L, ...].
-        numbers: int32 [R], the seed's number of each.
-
-    Returns:
-        As `finetuned`: base plus Gaussian noise with the Frobenius norm of finetuned - base.
-    """
-    leaves, tree = jax.tree.flatten(base)
-    key = jax.random.key(static.random_seed)
-
-    def one(index: int, before: jax.Array, after: jax.Array, number: Array) -> jax.Array:
-        drawn = jax.random.fold_in(jax.random.fold_in(key, number), index)
-        noise = jax.random.normal(drawn, before.shape, before.dtype)
-        axes = tuple(range(1, before.ndim))
-
-        def size(x: jax.Array) -> jax.Array:
-            return jnp.sqrt(jnp.sum(x**2, axes, keepdims=True))
-
-        return before + noise * size(after - before) / jnp.maximum(size(noise), 1e-30)
-
-    pairs_of_leaves = zip(leaves, jax.tree.leaves(finetuned), strict=True)
-    out = [
-        jax.vmap(functools.partial(one, i), in_axes=(None, 0, 0))(before, after, numbers)
-        for i, (before, after) in enumerate(pairs_of_leaves)
-    ]
-    return jax.tree.unflatten(tree, out)
 
 
 def encode_demonstrations(

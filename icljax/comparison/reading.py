@@ -62,6 +62,13 @@ def batches(queries: Queries, together: int = 1) -> list[Queries]:
     return [jax.tree.map(lambda x, b=b: x[b], joined) for b in range(len(joined.example))]
 
 
+def first_batches(queries: Queries, num_examples: int) -> Queries:
+    """The fewest batches that hold `num_examples`; shapes stay, so nothing compiles anew."""
+    counts = np.cumsum(np.sum(queries.example >= 0, axis=(1, 2)))
+    batches = min(int(np.searchsorted(counts, num_examples)) + 1, len(counts))
+    return jax.tree.map(lambda x: x[:batches], queries)
+
+
 def read_all(
     program: Callable[[Queries], T], queries: Queries, devices: Devices, by_row: bool = False
 ) -> T:

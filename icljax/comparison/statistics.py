@@ -1,4 +1,4 @@
-"""Per-example numbers -> results: means, intervals, paired differences, baselines, controls.
+"""Per-example numbers -> results: means, intervals, paired differences, baselines.
 
 Every interval is a 95 % percentile bootstrap over seeds and examples
 (`metrics.bootstrap_ratio_interval` says how, and what few seeds mean); of zero-shot numbers and of
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 import icljax
 from icljax import checkpoints, metrics, results
-from icljax.catalog import CONTROLS, SIMILARITIES, STEPS, array_of
+from icljax.catalog import SIMILARITIES, STEPS, array_of
 from icljax.comparison import answers
 from icljax.comparison.grid import Chosen
 from icljax.comparison.inputs import Inputs
@@ -30,7 +30,6 @@ from icljax.results import (
     WITHOUT_SEEDS,
     Accuracy,
     Agreement,
-    Control,
     DoseResponse,
     Estimate,
     Measures,
@@ -71,7 +70,6 @@ def summarize(
     chosen: Chosen,
     arrays: dict[str, np.ndarray],
     best_seed: tuple[int, list[float]] | None,
-    controls: dict[str, Comparison],
 ) -> Results:
     """Everything that results.json says, but the seconds.
 
@@ -79,7 +77,6 @@ def summarize(
         arrays: of `example_arrays`.
         best_seed: the one seed that is reported (its number among the seeds), and what it was
             selected by; None: all are.
-        controls: by name, each with all seeds.
     """
     seeds = list(range(len(config.seeds))) if best_seed is None else [best_seed[0]]
     task = job.encoder.task
@@ -95,10 +92,6 @@ def summarize(
         **vars(measure(reported, config, not task.answers)),
         selection=_selection(config, job, chosen, best_seed),
         dose_response=dose_response(config, job, chosen),
-        controls={
-            name: _control(config, job, name, comparison, reported, seeds)
-            for name, comparison in controls.items()
-        },
         demonstrations=results.Demonstrations(
             asked=config.num_demonstrations, used=tuple(job.used)
         ),
@@ -342,51 +335,6 @@ def series(values: np.ndarray, resamples: Resamples, subset: np.ndarray) -> Seri
         f2t=f2t.mean,
         f2t_interval=f2t.interval,
     )
-
-
-def _control(
-    config: ConfigDict,
-    job: Inputs,
-    name: str,
-    comparison: Comparison,
-    reported: dict[str, np.ndarray],
-    seeds: list[int],
-) -> Control:
-    """The same measures of a control, and how far the job lies above it.
-
-    Args:
-        reported: the job's arrays, of `seeds`; the control's examples are among theirs.
-    """
-    arrays = pick_seeds(example_arrays(job, comparison), seeds)
-    resamples = draw_resamples(config, *arrays["pred_ft"].shape)
-    own, other = (_comparable(x) for x in (at(reported, comparison.example), arrays))
-    return Control(
-        kind=CONTROLS[name].kind,
-        evaluated=len(arrays["label"]),
-        **vars(measure(arrays, config, not job.encoder.task.answers)),
-        difference={
-            metric: difference(own[metric], other[metric], resamples)
-            for metric in own
-            if np.isfinite(other[metric]).any()
-        },
-    )
-
-
-def at(arrays: dict[str, np.ndarray], examples: np.ndarray) -> dict[str, np.ndarray]:
-    """Arrays of `example_arrays` at these examples only."""
-    return {k: v[examples] if k in WITHOUT_SEEDS else v[:, examples] for k, v in arrays.items()}
-
-
-def _comparable(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What is held against a control, by its name in results.json: [R, N, ...] each."""
-    shape = arrays["pred_ft"].shape
-    right = {
-        f"accuracy_{s}": np.broadcast_to(arrays[f"pred_{s}"] == arrays["label"], shape)
-        for s in ("zsl", "icl", "ft")
-    }
-    return {k: v.astype(np.float32) for k, v in right.items()} | {
-        n: arrays[n] for n in SIMILARITIES
-    }
 
 
 def dose_response(config: ConfigDict, job: Inputs, chosen: Chosen) -> DoseResponse:

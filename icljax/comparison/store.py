@@ -35,10 +35,13 @@ class Store:
         """Drops a run that a better one has replaced."""
         self.chunks.forget(self._tree(run))
 
+    def load(self, run: Run) -> Learned:
+        """A run that was kept, on the devices."""
+        return self.chunks.kept(self._tree(run), self._abstract())
+
     def stacked(self, runs: Sequence[Run], seeds: Sequence[int]) -> Learned:
         """These seeds' runs with a leading axis; `runs` has one for every seed."""
-        abstract = self._abstract()
-        return self.programs.stack([self.chunks.kept(self._tree(runs[s]), abstract) for s in seeds])
+        return self.programs.stack([self.load(runs[s]) for s in seeds])
 
     def _tree(self, run: Run) -> str:
         return f"{self.name}-seed{run[0]}-rate{run[1]}"

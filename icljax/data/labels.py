@@ -87,7 +87,7 @@ def read_labels(labels: Sequence[Label], layout: Layout, task: Task) -> tuple[li
             f"{labels[0].where}: label {brief(labels[0].value)} of field {brief(layout.label)} "
             f"is a number, and it is not known which answers the numbers stand for: give "
             f"config.data.label_order, for each number from 0 the place in the task's answers "
-            f"{enumerated(task.answers)} (from 0)"
+            f"{enumerated(task.labels)} (from 0)"
         )
     if "letter" in whole and all(label.marks and type(label.value) is str for label in labels):
         whole = {"letter": whole["letter"]}  # a text that is one of the row's own marks is no other
@@ -100,7 +100,7 @@ def _check_one_meaning(labels: Sequence[Label], whole: dict[str, list[int]], tas
     """Refuses a label that the readings take for different ones."""
     for label, *found in zip(labels, *whole.values(), strict=True):
         if len(set(found)) > 1:
-            answers = label.choices or task.answers
+            answers = label.choices or task.labels
             each = [f"{brief(answers[i])} by {r}" for r, i in zip(whole, found, strict=True)]
             ways = [f"={reading} ({_READINGS[reading]})" for reading in whole]
             raise UserError(
@@ -137,7 +137,7 @@ def _unreadable(
     first = {reading: found.index(None) for reading, found in read_as.items()}
     reading = max(first, key=lambda r: first[r])
     label = labels[first[reading]]
-    answers = label.choices or task.answers
+    answers = label.choices or task.labels
     count = len(layout.label_order or answers)
     expected = {
         "index": f"0 to {count - 1}",
@@ -171,7 +171,7 @@ def _by_index(label: Label, layout: Layout, task: Task) -> int | None:
 
 def _by_text(label: Label, layout: Layout, task: Task) -> int | None:
     name = _name(label.value)
-    known = [_name(answer) for answer in label.choices or task.answers]
+    known = [_name(answer) for answer in label.choices or task.labels]
     if name in known:
         return known.index(name) if known.count(name) == 1 else None
     if not label.choices and name in task.names:

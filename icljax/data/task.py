@@ -63,6 +63,7 @@ class Task:
             alone is scored, and the choice before it only read.
         names: how else labels are called where the data comes from, in lower case -> position in
             the answers.
+        classes: the words that the answers stand for, in the same order; empty: themselves.
     """
 
     name: str
@@ -71,6 +72,12 @@ class Task:
     sources: Mapping[str, Layout] = dataclasses.field(default_factory=dict)
     ending: str = ""
     names: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What labels may say where they are read as text; none in multiple choice."""
+        return self.classes or self.answers
 
     @property
     def source(self) -> str:

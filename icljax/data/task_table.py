@@ -102,6 +102,14 @@ _DBPEDIA = (
 )  # fmt: skip
 _NO_YES = ("no", "yes")
 
+# Words without meaning, which `config.answers=symbols` puts in the answers' place in this order.
+# After a blank each is one token of SmolLM2, Gemma 3 and Qwen2.5 (tests/data/test_tasks.py), none
+# longer than another. "baz", "qux" and most made-up words are two or more of SmolLM2.
+SYMBOLS = (
+    "foo", "bar", "kel", "zig", "lum", "pir", "gaz", "vel", "yog", "nug", "tet", "ank",
+    "raz", "orn", "jur", "cyl", "bou", "lys", "pym", "hob", "rif", "sau", "ket", "twe",
+)  # fmt: skip
+
 # What the classes are called in the sources' own files, the hub's features and TFDS.
 _NEG_POS = {"neg": 0, "pos": 1}
 _SST5_NAMES = {"very negative": 0, "negative": 1, "positive": 3, "very positive": 4}

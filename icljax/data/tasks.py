@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from icljax.data.task import Layout, Task, folded, one_line, template_fields
-from icljax.data.task_table import TASKS
+from icljax.data.task_table import SYMBOLS, TASKS
 from icljax.errors import UserError
 
 _OWN_TASK = (
@@ -42,11 +42,13 @@ def get_task(name: str, template: str = "", answers: Sequence[str] = (), choices
     """Returns the task called `name`, with `template` and `answers` in place of the table's.
 
     Args:
+        answers: ("symbols",) are words without meaning, as many as the table's answers.
         choices: `config.data.choices`; given, the task is multiple choice.
 
     Raises:
         UserError: an unknown name without both overrides, a malformed template, both answers and
-            choices, or answers that are not at least two different ones.
+            choices, answers that are not at least two different ones, or symbols for a task
+            without answers in the table.
     """
     known = TASKS.get(name)
     if known is None and not (template and (answers or choices)):
@@ -61,6 +63,8 @@ def get_task(name: str, template: str = "", answers: Sequence[str] = (), choices
     known = known or Task(name, "")
     template = (template or known.template).strip()
     template_fields(template)
+    if tuple(answers) == ("symbols",):
+        return dataclasses.replace(_with_symbols(known), template=template)
     if choices or not (answers or known.answers):
         return dataclasses.replace(known, template=template, answers=())
     cleaned = _checked_answers(answers or known.answers)
@@ -70,6 +74,18 @@ def get_task(name: str, template: str = "", answers: Sequence[str] = (), choices
     return dataclasses.replace(
         known, template=template, answers=cleaned, ending="", names=names, sources=sources
     )
+
+
+def _with_symbols(known: Task) -> Task:
+    """The task with words without meaning for answers; labels are read as before."""
+    if not known.answers:
+        raise UserError(
+            f"answers 'symbols': task {known.name!r} has no answers in the table that could be "
+            "replaced (multiple choice, or a task of your own); give a classification task of the "
+            "table, or the words: --config.answers=foo,bar"
+        )
+    words = SYMBOLS[: len(known.answers)]
+    return dataclasses.replace(known, answers=words, classes=known.answers)
 
 
 def _without_order(layout: Layout) -> Layout:

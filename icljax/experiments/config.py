@@ -1,17 +1,19 @@
 """Every field of the comparison, with its default. Files in configs/ change only what they must."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from icljax import forms
-from icljax.catalog import CONTROLS, METHODS
+from icljax.catalog import LINKS, METHODS, OF_LABELS, VARIANTS, WEIGHTS
 from icljax.data import tasks
 from icljax.errors import UserError
 
 # What a config runs: modules of this room with run, show and validate.
-EXPERIMENTS = ("compare", "crossed", "dual", "regression", "pretrain", "sweep")
+EXPERIMENTS = ("compare", "dual", "regression", "pretrain", "sweep")
+WRONG = "flipped_labels"  # the variant of the demonstrations that label links and contrasts need
 
 
 def experiment_module(config: ConfigDict) -> str:
@@ -29,8 +31,13 @@ def default() -> ConfigDict:
     config = ConfigDict()
     config.experiment = "compare"  # which of EXPERIMENTS
 
+    # "crossed": prompts x updates, every claim against the links that could explain it
+    # (docs/crossed.md). "paper": the paper's protocol, each seed's ICL beside its own FT alone.
+    config.mode = "crossed"
+
     # What is studied. `template` and `answers` come from the table of tasks (data/task_table.py)
-    # when empty; a task of your own names itself freely and fills both in.
+    # when empty; a task of your own names itself freely and fills both in. ("symbols",): words
+    # without meaning in the place of the table's answers.
     config.task = "mr"
     config.template = ""
     config.answers = ()
@@ -43,35 +50,46 @@ def default() -> ConfigDict:
     # e.g. "momentum,softmax"; empty: the model's own (docs/attention.md).
     config.attention = attention()
 
-    # "auto": float32 on CPU, bfloat16 on an accelerator (softmax, norms, metrics: float32 always).
+    # "auto": float32, whose products are exact on accelerators too; "bfloat16": faster there, but a
+    # seed's similarity moves by more than the margin (docs/crossed.md).
     config.dtype = "auto"
     # "trained"; "untrained": random; "untrained_keep_embeddings": random but embeddings and norms.
     config.weights = "trained"
 
     # Where the query's attention is recorded: at the token that predicts the "answer" or, as in the
-    # reference code, one step later, at the "first_label" itself.
-    config.record_position = "answer"
+    # reference code, one step later, at the "first_label" itself; "auto": that in paper mode.
+    config.record_position = "auto"
 
     config.num_demonstrations = 16
-    config.seeds = (1, 2, 3)  # one draw of demonstrations each
-    config.select_seed = False  # True: report the best seed only, as the paper does
+    config.seeds = (1, 2, 3, 4, 5, 6, 7, 8)  # one draw of demonstrations each
+    # Paper mode: True: report the best seed only, as the paper does; empty: that.
+    config.select_seed = config_dict.placeholder(bool)
 
     config.data = _data()
     config.prompt = _prompt()
     config.finetune = _finetune()
+    config.study = _study()
 
     # Devices over which queries and finetuning runs are split (data), and heads, MLP and vocabulary
     # (model); -1: all that are left.
     config.mesh = ConfigDict({"data": -1, "model": 1})
-    # Each seed's learning rate is the best one on this split: "train": held out of it;
-    # "validation": as in the paper.
-    config.selection = ConfigDict({"split": "train", "num_examples": 64, "seed": 0})
+    # Learning rates are selected on this split: "train": held out of it; "validation": as in the
+    # paper, on what is then reported; "auto": that in paper mode.
+    config.selection = ConfigDict({"split": "auto", "num_examples": 128, "seed": 0})
     # Of the validation split so many examples (0: all), shuffled with this seed; tokens_per_batch
     # 0: 512 on CPU, 4,096 on an accelerator (each).
-    config.eval = ConfigDict({"num_examples": 200, "seed": 1, "tokens_per_batch": 0})
-    config.controls = _controls()
-    # random_update: the random baseline; "uniform": U[0, 1).
-    config.metrics = ConfigDict({"random_update": "gaussian", "bootstrap_samples": 2000, "seed": 0})
+    config.eval = ConfigDict({"num_examples": 128, "seed": 1, "tokens_per_batch": 0})
+    # random_update: the random baseline of paper mode, "gaussian" or "uniform" (U[0, 1), as in the
+    # reference code); "auto": that. bootstrap_samples: of its intervals.
+    config.metrics = ConfigDict({"random_update": "auto", "bootstrap_samples": 2000, "seed": 0})
+    return config
+
+
+def reading() -> ConfigDict:
+    """A job of which another experiment takes the prompts alone, without variants of them."""
+    config = default()
+    config.mode, config.record_position, config.selection.split = "paper", "answer", "train"
+    fill_in(config)
     return config
 
 
@@ -81,6 +99,8 @@ def of_task(task: str) -> ConfigDict:
     config.task = task
     known = tasks.TASKS.get(task)  # an unknown one is the job's to refuse, in one line
     config.data.source = known.source if known else ""
+    if known and not known.answers:  # multiple choice, which has no wrong labels to teach
+        config.mode = "paper"
     return config
 
 
@@ -126,25 +146,26 @@ def _finetune() -> ConfigDict:
     # "gd"; layer-causal gradient descent (Deutch et al. 2024), read out after each layer's block
     # ("lcgd") or after its attention ("lcgd_attention").
     finetune.method = "gd"
-    # All are tried and reported; far too large ones belong to the picture.
-    finetune.learning_rates = (0.0001, 0.0003, 0.001, 0.003, 0.03, 0.3)
+    finetune.learning_rates = (0.0001, 0.0003, 0.001, 0.003, 0.01)  # all are tried and reported
     finetune.runs_at_once = 0  # rates x seeds trained together; 0: what fits in memory
     finetune.remat = False  # recompute layers in the backward pass: less memory, slower
     return finetune
 
 
-def _controls() -> ConfigDict:
-    """The same comparison under control conditions."""
-    controls = ConfigDict()
-    controls.names = (  # some of CONTROLS, or "all"
-        "untrained",
-        "untrained_keep_embeddings",
-        "permuted_labels",
-        "perturbation",
-    )
-    controls.num_examples = 50  # of those that are evaluated
-    controls.answers_of = ""  # the task whose answers "other_answers" puts in; empty: chosen
-    return controls
+def _study() -> ConfigDict:
+    """Crossed mode: what is read and compared beside each seed's own pair."""
+    study = ConfigDict()
+    # Demonstrations as catalog.VARIANTS says, for prompts and updates both.
+    study.variants = (WRONG,)
+    study.answers_of = ""  # the task whose answers "other_answers" puts in; empty: chosen
+    # What the own pair is held against: some of catalog.LINKS.
+    study.links = tuple(name for name in LINKS if name not in ("weight_noise", "nothing"))
+    study.kendall = True  # rankings of the demonstrations' tokens too: more memory and disk
+    study.margin = 0.03  # differences of a similarity within it count as none
+    # One rate serves all seeds: the one with the lowest calibrated loss on so many of them.
+    study.selection_seeds = 3
+    study.untrained_examples = 50  # of those that are evaluated (and selected on), at least
+    return study
 
 
 def sweep() -> ConfigDict:
@@ -178,7 +199,9 @@ def attention(kind: str = "") -> ConfigDict:
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks what flags cannot: ranges, choices and the types inside tuples; tidies `answers`.
+    """Checks what flags cannot: ranges, choices and the types inside tuples.
+
+    Tidies `answers`, and puts what the mode says where a field is "auto".
 
     Raises:
         UserError: naming the field, what it is and what it may be.
@@ -194,6 +217,7 @@ def validate(config: ConfigDict) -> None:
     require(config, "attention.implementation", known.__contains__, f"one of {', '.join(known)}")
     for key, choices in _CHOICES.items():
         require(config, key, choices.__contains__, f"one of {', '.join(choices)}")
+    fill_in(config)
     for key in _POSITIVE:
         require(config, key, is_count, "a whole number above 0")
     for key in _NOT_NEGATIVE:
@@ -205,12 +229,54 @@ def validate(config: ConfigDict) -> None:
     require(config, "seeds", distinct_integers, "different whole numbers, e.g. 1,2,3")
     require(config, "finetune.learning_rates", _different_rates, "different numbers above 0")
     require(config, "data.label_order", lambda v: all(type(x) is int for x in v), "whole numbers")
-    allowed = (*CONTROLS, "all")
-    require(
-        config, "controls.names", lambda v: set(v) <= set(allowed), f"some of {', '.join(allowed)}"
-    )
-    if "other_seed" in config.controls.names:
-        require(config, "seeds", lambda v: len(v) > 1, "at least two for the control other_seed")
+    if config.mode == "crossed":
+        _validate_study(config)
+
+
+# What "auto" stands for: (in crossed mode, in paper mode).
+_AUTO = {
+    "record_position": ("answer", "first_label"),
+    "selection.split": ("train", "validation"),
+    "metrics.random_update": ("gaussian", "uniform"),
+}
+
+
+def fill_in(config: ConfigDict) -> None:
+    """Puts what the mode says where a field is "auto"."""
+    paper = config.mode == "paper"
+    given = {key: values[paper] for key, values in _AUTO.items() if _get(config, key) == "auto"}
+    if config.select_seed is None:
+        given["select_seed"] = paper
+    config.update_from_flattened_dict(given)
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    """Field `key` ("a.b")."""
+    return functools.reduce(lambda found, part: found[part], key.split("."), config)
+
+
+def _validate_study(config: ConfigDict) -> None:
+    """Checks crossed mode's fields."""
+    require(config, "study.margin", lambda v: 0 < v < 1, "a number above 0 and below 1")
+    enough = "three different whole numbers or more, e.g. 1,2,3: a pair is held against others"
+    require(config, "seeds", lambda v: len(v) > 2, enough)
+    require(config, "weights", lambda v: v == "trained", "trained, or --config.mode=paper")
+    _require_some(config, "study.variants", list(VARIANTS))
+    _require_some(config, "study.links", [name for name in LINKS if name != "nothing"])
+    if set(config.study.links) & set(OF_LABELS):
+        needed = f"a list with {WRONG}, which config.study.links needs"
+        require(config, "study.variants", lambda v: WRONG in v, needed)
+    task = tasks.get_task(config.task, config.template, config.answers, config.data.choices)
+    if not task.answers:
+        raise UserError(
+            f"task {config.task!r} is multiple choice, which has no wrong labels to teach; give a "
+            "classification task, or --config.mode=paper"
+        )
+
+
+def _require_some(config: ConfigDict, field: str, known: Sequence[str]) -> None:
+    some = f"some of {', '.join(known)}, each once"
+    require(config, field, lambda v: set(v) <= set(known) and len(set(v)) == len(v), some)
 
 
 _TYPES = {str: "a text", bool: "True or False", int: "a whole number", float: "a number"}
@@ -245,19 +311,19 @@ def check_types(config: ConfigDict, like: ConfigDict, prefix: str = "") -> None:
 
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
-    "weights": ("trained", *(name for name, kind in CONTROLS.items() if kind == "model")),
-    "record_position": ("answer", "first_label"),
+    "mode": ("crossed", "paper"),
+    "weights": tuple(WEIGHTS),
     "data.label_is": ("auto", "index", "text", "letter"),
     "data.duplicates": ("drop", "keep"),
     "prompt.score": ("mean", "sum"),
     "finetune.method": tuple(METHODS),
-    "selection.split": ("train", "validation"),
-    "metrics.random_update": ("gaussian", "uniform"),
+    **{key: ("auto", *values) for key, values in _AUTO.items()},
 }
 _POSITIVE = (
     "num_demonstrations",
     "selection.num_examples",
-    "controls.num_examples",
+    "study.selection_seeds",
+    "study.untrained_examples",
     "metrics.bootstrap_samples",
 )
 _SEEDS = ("eval.seed", "selection.seed", "metrics.seed")
@@ -273,8 +339,7 @@ def require(config: ConfigDict, key: str, holds: Callable[[Any], bool], expected
     """Raises a UserError that names field `key` ("a.b") unless its value `holds`."""
     value: Any = config
     try:
-        for part in key.split("."):
-            value = value[part]
+        value = _get(config, key)
         fine = holds(value)
     except (KeyError, TypeError):  # not there, or a list where a text or number belongs
         fine = False

@@ -123,7 +123,7 @@ def kinds(config: ConfigDict) -> dict[str, Kind]:
 
 def _job_config(config: ConfigDict) -> ConfigDict:
     """The comparison whose demonstrations are used."""
-    job = config_lib.default()
+    job = config_lib.reading()
     for field in _SHARED:
         job[field] = config[field]
     job.seeds = (config.seed,)

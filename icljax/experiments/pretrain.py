@@ -34,7 +34,6 @@ from icljax.data.corpus import Corpus
 from icljax.errors import UserError
 from icljax.experiments import config as config_lib
 from icljax.experiments import train as train_lib
-from icljax.experiments.compare import compute_dtype
 from icljax.experiments.config import require
 from icljax.experiments.train import TrainState
 from icljax.models.decoder import DecoderConfig, State
@@ -186,6 +185,13 @@ def _option_value(name: str, value: str, variant: str) -> Any:
         raise UserError(f"variant {variant!r}: {name}={value!r} is no number") from e
 
 
+def _compute_dtype(config: ConfigDict) -> str:
+    """The type of matrix products: float32 on CPU, bfloat16 on accelerators, unless given."""
+    if config.dtype != "auto":
+        return str(config.dtype)
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
 def decoder_config(config: ConfigDict, variant: str, vocab_size: int) -> DecoderConfig:
     """The decoder of a variant."""
     m = config.model
@@ -199,7 +205,7 @@ def decoder_config(config: ConfigDict, variant: str, vocab_size: int) -> Decoder
         "head_width": m.width // m.heads,
         "context_length": m.length,
         "attention": parse_variant(variant),
-        "dtype": compute_dtype(config),
+        "dtype": _compute_dtype(config),
         "remat": m.remat,
         "implementation": _implementation(config),
     }
@@ -267,7 +273,7 @@ def _prepare_tasks(config: ConfigDict, text: Corpus, stages: Stages) -> dict[str
 
 def _task_config(config: ConfigDict, task: str, source: str) -> ConfigDict:
     """The main job's config for reading one task in-context."""
-    wanted = config_lib.default()
+    wanted = config_lib.reading()
     wanted.task, wanted.data.source, wanted.data.balanced = task, source, True
     wanted.num_demonstrations, wanted.seeds = config.icl.num_demonstrations, config.icl.seeds
     wanted.eval.num_examples = config.icl.num_examples
@@ -385,7 +391,7 @@ def _reader(decoder: DecoderConfig, job: Inputs, mesh: Mesh) -> Callable[[Params
 
     Each is a list, one number a draw of demonstrations.
     """
-    job_config = config_lib.default()
+    job_config = config_lib.reading()
     num_demonstrations = job.demonstrations.train.shape[1]
     programs = make_programs(decoder, job_config, job.encoder.bos, num_demonstrations, mesh)
     bos = sharding.put(np.asarray([job.encoder.bos], np.int32), mesh)

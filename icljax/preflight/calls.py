@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from icljax.attention.mixing import LEARNABLE
+from icljax.catalog import SYNTHETIC
 from icljax.comparison import pairs
 from icljax.comparison.finetune import Finetuned, Learned, kv_params_of
 from icljax.comparison.inputs import Inputs
@@ -20,7 +22,7 @@ from icljax.comparison.pairs import Similarity
 from icljax.comparison.programs import TRAINING_QUERIES, Devices, Programs
 from icljax.data.prompts import Demonstrations, Queries
 from icljax.errors import UserError
-from icljax.experiments import compare, pretrain, train
+from icljax.experiments import paper, pretrain, train
 from icljax.models.decoder import DecoderConfig, State, init_params
 from icljax.preflight.costs import Costs, Estimate, device_bytes
 from icljax.runtime import sharding
@@ -30,6 +32,9 @@ from icljax.types import Array, Params
 
 T = TypeVar("T")
 AnyMesh = Mesh | AbstractMesh
+# Of a job's programs, by what the names of its stages start with; the others are its main part's.
+VARIANTS = {"select": "select", "untrained": "untrained"}
+VARIANTS |= dict.fromkeys(SYNTHETIC, "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +42,9 @@ class Call:
     """One program of a job.
 
     Attributes:
-        name: the program's, a field of `comparison.programs.Programs` or `train.Programs`.
-        variant: "control" in the controls; in training, the kind of attention.
+        name: the program's, a field of `Programs` in comparison/programs.py, comparison/crossed.py
+            or experiments/train.py.
+        variant: of `VARIANTS`; in training, the kind of attention.
         arguments: shapes with their shardings.
         outputs: the same, where later programs need them.
         beside: bytes of a device that are held while it runs, beside its arguments.
@@ -69,8 +75,8 @@ def compare_calls(
     shapes = parameters(decoder, mesh)
     costs = Costs(decoder, shapes, mesh, config.finetune.method, config.finetune.remat)
     recorder = Recorder(costs, memory)
-    rest = (inputs, config, _Unkept(recorder), _Stages(recorder))
-    compare.measure(recorder.programs(), lambda: recorder.like(shapes), *rest)
+    rest = (inputs, config, *nowhere(recorder))
+    paper.measure(recorder.programs(), lambda: recorder.like(shapes), *rest)
     return list(recorder.calls.values())
 
 
@@ -99,10 +105,10 @@ class Held(jax.ShapeDtypeStruct):
         self.bytes = device_bytes(self)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return _zeros(*self.shape, dtype=self.dtype)
+        return zeros(*self.shape, dtype=self.dtype)
 
 
-def _zeros(*shape: int, dtype: Any = np.float32) -> Any:
+def zeros(*shape: int, dtype: Any = np.float32) -> Any:
     """Zeros that take no memory."""
     return np.broadcast_to(np.zeros((), dtype), shape)
 
@@ -146,7 +152,7 @@ class Recorder(Devices):
             "update": self._update,
             "finetune": self._finetune,
             "pick": lambda finetuned, index: (self._first(finetuned.learned), Estimate()),
-            "stack": lambda runs: (self._stacked(runs[0], len(runs)), Estimate()),
+            "stack": lambda runs: (self.stacked(runs[0], len(runs)), Estimate()),
             "score": lambda params, seeds, which, numbers, learned, queries: (
                 _read(queries, len(learned.queries)),
                 costs.score(len(learned.queries), len(which), seeds, queries),
@@ -161,10 +167,9 @@ class Recorder(Devices):
             ),
         }
         return Programs(
-            **{name: self._listed(name, program) for name, program in programs.items()},
-            # Once a control, in milliseconds; they need less memory than what comes after.
+            **{name: self.listed(name, program) for name, program in programs.items()},
+            # Once a job, in milliseconds; it needs less memory than what comes after.
             initialize=lambda params, seed: self.like(params),
-            perturb=lambda base, finetuned, numbers: self.like(finetuned),
             devices=self,
         )
 
@@ -172,14 +177,14 @@ class Recorder(Devices):
         c, (count, length) = self.costs.decoder, tokens.shape
         shape = (count, c.num_layers, length, c.num_kv_heads, c.head_width)
         heads = P(None, None, None, "model")
-        keys, values = (self._hold(shape, c.dtype, heads) for _ in range(2))
-        state = State(keys, values, self._hold(tokens.shape, bool), self._hold((count,), int))
+        keys, values = (self.hold(shape, c.dtype, heads) for _ in range(2))
+        state = State(keys, values, self.hold(tokens.shape, bool), self.hold((count,), int))
         return state, self.costs.encode(count, length)
 
     def _update(self, states: State, columns: Array, compared: Array) -> tuple[Any, Estimate]:
         c, (count, tokens) = self.costs.decoder, columns.shape
         shape = (count, c.num_layers, c.num_kv_heads, c.head_width, c.head_width)
-        update = self._hold(shape, float, P(None, None, "model"))
+        update = self.hold(shape, float, P(None, None, "model"))
         return update, self.costs.update(count, tokens)
 
     def _finetune(
@@ -187,18 +192,20 @@ class Recorder(Devices):
     ) -> tuple[Finetuned, Estimate]:
         c, (count, steps, tokens) = self.costs.decoder, runs.train.shape
         shape = (c.num_layers, runs.columns.shape[1], c.num_heads * c.head_width)
-        queries = self._hold(shape, float, TRAINING_QUERIES)
-        own = self._stacked(Learned(kv_params_of(params), queries), count, "data")
-        finetuned = Finetuned(own.kv_params, self._hold((count, steps), float), own.queries)
+        queries = self.hold(shape, float, TRAINING_QUERIES)
+        own = self.stacked(Learned(kv_params_of(params), queries), count, "data")
+        finetuned = Finetuned(own.kv_params, self.hold((count, steps), float), own.queries)
         return finetuned, self.costs.finetune(count, steps, tokens, own)
 
     def _first(self, tree: T) -> T:
         return self._each(tree, lambda x: (x.shape[1:], P(*x.sharding.spec[1:])))
 
-    def _stacked(self, tree: T, count: int, axis: str | None = None) -> T:
+    def stacked(self, tree: T, count: int, axis: str | None = None) -> T:
+        """New arrays with a leading axis of so many, over this axis of the mesh."""
         return self._each(tree, lambda x: ((count, *x.shape), P(axis, *x.sharding.spec)))
 
-    def _hold(self, shape: tuple[int, ...], dtype: Any, spec: P = sharding.REPLICATED) -> Any:
+    def hold(self, shape: tuple[int, ...], dtype: Any, spec: P = sharding.REPLICATED) -> Any:
+        """A new array, which counts until nobody holds it."""
         held = Held(shape, dtype, NamedSharding(self.mesh, spec))
         self._held[id(held)] = held
         return held
@@ -208,7 +215,7 @@ class Recorder(Devices):
 
         def one(x: Any) -> Any:
             shape, spec = place(x)
-            return self._hold(shape, x.dtype, spec)
+            return self.hold(shape, x.dtype, spec)
 
         return cast(T, jax.tree.map(one, tree))
 
@@ -217,18 +224,19 @@ class Recorder(Devices):
         given = {id(x) for x in jax.tree.leaves(arguments)}
         return sum(x.bytes for key, x in self._held.items() if key not in given)
 
-    def _listed(self, name: str, program: Callable[..., tuple[T, Estimate]]) -> Callable[..., T]:
+    def listed(self, name: str, program: Callable[..., tuple[T, Estimate]]) -> Callable[..., T]:
         """The program called `name`; `program` says what it gives and costs."""
 
         def call(*arguments: Any) -> T:
-            key = (self.stage, name, *((x.shape, x.dtype) for x in jax.tree.leaves(arguments)))
+            shapes = jax.tree.map(self._shape, arguments)
+            key = (self.stage, name, *((x.shape, x.dtype) for x in jax.tree.leaves(shapes)))
             beside = self._bytes_beside(arguments)
             out, estimate = program(*arguments)
             if key not in self.calls:
-                variant = "control" if self.stage == "controls" else ""
+                variant = VARIANTS.get(self.stage.partition("-")[0], "")
                 kept = out if isinstance(jax.tree.leaves(out)[0], Held) else None
-                given, kept = jax.tree.map(self._shape, (arguments, kept))
-                self.calls[key] = Call(name, variant, given, kept, 0, 0, estimate)
+                kept = jax.tree.map(self._shape, kept)
+                self.calls[key] = Call(name, variant, shapes, kept, 0, 0, estimate)
             first = self.calls[key]
             most = max(beside, first.beside)
             self.calls[key] = dataclasses.replace(first, beside=most, times=first.times + 1)
@@ -236,22 +244,27 @@ class Recorder(Devices):
 
         return call
 
-    def _shape(self, x: Any) -> jax.ShapeDtypeStruct:
+    def _shape(self, x: Held | Array | float) -> jax.ShapeDtypeStruct:
         """What stays in the list when the job drops an array."""
         where = x.sharding if isinstance(x, Held) else NamedSharding(self.mesh, P())
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=where)
 
 
 def _read(queries: Queries, count: int) -> tuple[Any, Similarity]:
     """Log-probabilities and similarities of a batch, for so many runs or seeds."""
     slots, candidates = queries.example.size, queries.target.shape[2]
-    one = _zeros(count, slots, 1)
-    return _zeros(count, slots, candidates), dict.fromkeys(pairs.NAMES, one)
+    one = zeros(count, slots, 1)
+    return zeros(count, slots, candidates), dict.fromkeys(pairs.NAMES, one)
 
 
 def _compare(queries: Queries, count: int) -> tuple[Any, tuple[Any, Any, Similarity]]:
     logprob, similarity = _read(queries, count)
     return logprob[0], (logprob, logprob, similarity)
+
+
+def nowhere(recorder: Recorder) -> tuple[Chunks, Stages]:
+    """Where a job that is walked commits what it does, and where it shows how far it is."""
+    return _Unkept(recorder), _Silent(recorder)
 
 
 class _Unkept(Chunks):
@@ -273,7 +286,7 @@ class _Unkept(Chunks):
         pass
 
 
-class _Stages(Stages):
+class _Silent(Stages):
     """Shows nothing, and tells the recorder in which stage the job is."""
 
     def __init__(self, recorder: Recorder):

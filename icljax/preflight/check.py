@@ -7,6 +7,10 @@ For a TPU slice every program of the job is compiled ahead of time, with the job
 without a TPU (libtpu, extra `tpu`); what it needs and does is read from the compiled program. For
 GPUs, and without libtpu, it is estimated from shapes alone. No data and no weights are read.
 
+    python -m icljax.preflight --config=configs/sst2.py --pilot=WORKDIR
+
+How many seeds a crossed comparison's margin needs, and their time, from the spread of a pilot.
+
 The compiler is told to make little effort (--effort=-1), which saves more than it changes. With the
 job's own (--effort=0), benchmarks/preflight.py's job at 1.3B on v5e:4x4 with mesh.model=4 had
 temporaries of 6.5 GiB instead of 6.2 in `finetune`, which took 54 s of CPU time to compile instead
@@ -35,17 +39,18 @@ from ml_collections import ConfigDict
 from icljax import checkpoints
 from icljax import main as main_lib
 from icljax.attention import mixing
-from icljax.comparison import programs
+from icljax.comparison import crossed, programs
 from icljax.comparison.inputs import Inputs, make_encoder
 from icljax.data import tasks
 from icljax.errors import UserError
 from icljax.experiments import config as config_lib
-from icljax.experiments import pretrain, train
+from icljax.experiments import job, pretrain, train
 from icljax.models import families
 from icljax.models.architectures import ARCHITECTURES
 from icljax.models.decoder import DecoderConfig
-from icljax.preflight import hardware, tables
+from icljax.preflight import hardware, power, tables
 from icljax.preflight.calls import Call, compare_calls, train_calls
+from icljax.preflight.crossed import ASSUMED, crossed_calls
 from icljax.preflight.hardware import Topology
 from icljax.preflight.lengths import lengths, make_inputs
 from icljax.preflight.rows import Report, Row, Verdict, compiled_row, estimated_row
@@ -96,16 +101,18 @@ class Checked:
         """The job's programs on a mesh; raises a UserError where the mesh does not divide it."""
         if self.decoder is None or self.inputs is None:
             return list(train_calls(self.config, mesh))
-        return compare_calls(self.config, self.decoder, self.inputs, mesh, memory)
+        of_job = crossed_calls if self.config.mode == "crossed" else compare_calls
+        return of_job(self.config, self.decoder, self.inputs, mesh, memory)
 
-    def programs(self, mesh: Mesh, variant: str) -> programs.Programs | train.Programs:
-        """Those programs themselves."""
+    def programs(self, mesh: Mesh, variant: str) -> dict[str, Any]:
+        """Those programs themselves, jitted, by their names."""
         c = self.config
         if self.decoder is None or self.inputs is None:
             decoder = pretrain.decoder_config(c, variant, c.text.vocab_size)
-            return train.make_programs(decoder, c.train, mesh, c.eval.curve_points)
+            return vars(train.make_programs(decoder, c.train, mesh, c.eval.curve_points))
         steps = self.inputs.demonstrations.train.shape[1]
-        return programs.make_programs(self.decoder, c, self.inputs.encoder.bos, steps, mesh)
+        static = programs.make_static(self.decoder, c, self.inputs.encoder.bos, steps, mesh)
+        return vars(programs.programs_of(static)) | vars(crossed.make_programs(static))
 
 
 def make_checked(config: ConfigDict, options: Options) -> Checked:
@@ -115,14 +122,17 @@ def make_checked(config: ConfigDict, options: Options) -> Checked:
         UserError: for an unknown model or task, or lengths that do not fit.
     """
     config = config.copy_and_resolve_references()
-    config.dtype = "bfloat16" if config.dtype == "auto" else config.dtype
-    if config.experiment == "pretrain":
+    in_pretraining = config.experiment == "pretrain"
+    if config.dtype == "auto":
+        config.dtype = "bfloat16" if in_pretraining else job.compute_dtype(config)
+    if in_pretraining:
         return Checked(config)
     if config.experiment != "compare":
         raise UserError(
             f"config.experiment is {config.experiment!r}, which has no preflight; expected compare "
             "or pretrain, e.g. --config=configs/sst2.py"
         )
+    config_lib.fill_in(config)
     config.eval.tokens_per_batch = config.eval.tokens_per_batch or _TOKENS_PER_BATCH
     decoder = model_decoder(config)
     decoder = dataclasses.replace(
@@ -160,6 +170,7 @@ def examine(checked: Checked, topology: Topology, options: Options) -> Report:
     Raises:
         UserError: where no mesh, or not the one that was asked for, divides the model.
     """
+    topology = dataclasses.replace(topology, exact=checked.config.dtype == "float32")
     asked = best_mesh(checked, topology, options)
     if asked is None:
         raise UserError(
@@ -256,9 +267,9 @@ def measured(
             break
         call = calls[number]
         variant = call.variant if checked.decoder is None else ""
-        key = (guess.topology, guess.data, guess.model, call.name, variant, str(call.arguments[1:]))
+        key = (guess.topology, guess.data, guess.model, call.name, variant, str(call.arguments))
         if key not in checked.compiled:
-            program = getattr(made[call.variant], call.name)
+            program = made[call.variant][call.name]
             checked.compiled[key] = compiled_row(program, call, guess, options.effort)
         rows[number] = dataclasses.replace(
             checked.compiled[key],
@@ -301,6 +312,9 @@ def tpu_mesh(guess: Verdict) -> Mesh:
 # ---- The command line --------------------------------------------------------------------------
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Chips, e.g. v5e:4x4 or gpu:8xh100.")
+_PILOT = flags.DEFINE_string(
+    "pilot", None, "Workdir of a crossed comparison: how many seeds, and how long, its claims need."
+)
 _JSON = flags.DEFINE_string("json", None, "File for everything that is found.")
 _MOST = 1_000_000
 _DEMONSTRATION = flags.DEFINE_integer(
@@ -324,13 +338,26 @@ def main(argv: Sequence[str]) -> int:
     config = flags.FLAGS.config
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; usage: {_USAGE}")
-    if config is None or not _TOPOLOGY.value:
-        raise UserError(f"--config and --topology are both needed; usage: {_USAGE}")
-    topology = hardware.parse(_TOPOLOGY.value)
+    if config is None or bool(_TOPOLOGY.value) == bool(_PILOT.value):
+        raise UserError(f"--config and one of --topology and --pilot are needed; usage: {_USAGE}")
+    topology = hardware.parse(_TOPOLOGY.value) if _TOPOLOGY.value else None
     out = downloads.user_path(_JSON.value, "--json") if _JSON.value else None
     if out:
         workdir.check_writable(out)
     import_module(config_lib.experiment_module(config)).validate(config)
+    set_up()
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDTH
+    found, code = _fits(config, topology, console) if topology else _power(config, console)
+    if out:
+        with workdir.writing(out):
+            workdir.write_atomically(out, (json.dumps(found, indent=1) + "\n").encode())
+    return code
+
+
+def _fits(config: ConfigDict, topology: Topology, console: Console) -> tuple[dict[str, Any], int]:
+    """(everything that is found, the exit code) of a job on a topology."""
     given = flags.FLAGS["config.mesh.model"].present if "config.mesh.model" in flags.FLAGS else 0
     options = Options(
         _DEMONSTRATION.value,
@@ -341,18 +368,25 @@ def main(argv: Sequence[str]) -> int:
         _EFFORT.value,
         time.monotonic() + _SECONDS.value,
     )
-    set_up()
-    report = examine(make_checked(config, options), topology, options)
-    if out:
-        with workdir.writing(out):
-            workdir.write_atomically(
-                out, (json.dumps(tables.as_json(report), indent=1) + "\n").encode()
-            )
-    console = Console()
-    if not console.is_terminal:
-        console.width = _WIDTH
+    checked = make_checked(config, options)
+    with job.precision(checked.config):
+        report = examine(checked, topology, options)
     tables.show(report, console, _COLLECTIVES.value)
-    return 0 if report.asked.fits else 1
+    if config.get("mode") == "crossed":
+        console.print(ASSUMED, soft_wrap=True)
+    return tables.as_json(report), 0 if report.asked.fits else 1
+
+
+def _power(config: ConfigDict, console: Console) -> tuple[dict[str, Any], int]:
+    """The same of a study after its pilot."""
+    if config.get("mode") != "crossed":
+        raise UserError(
+            "--pilot is for crossed comparisons (config.mode=crossed); give, e.g., "
+            "--config=configs/sst2.py"
+        )
+    planned = power.plan(config, power.read(downloads.user_path(_PILOT.value or "", "--pilot")))
+    power.show(planned, console)
+    return dataclasses.asdict(planned), 0
 
 
 def run() -> None:

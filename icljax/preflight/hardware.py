@@ -16,33 +16,48 @@ class Chip:
     Attributes:
         memory: bytes of main memory (HBM) that programs may use.
         flops: matrix FLOPs a second in bfloat16, dense.
+        exact: the same of float32 products at the highest precision.
         bandwidth: bytes a second between main memory and the chip.
         links: bytes a second to other chips of the slice or host, one way, all links together.
     """
 
     memory: int
     flops: float
+    exact: float
     bandwidth: float
     links: float
+
+
+def _tpu(memory: float, flops: int, bandwidth: int, links: int) -> Chip:
+    """Rates in teraflops and gigabytes a second; an exact product takes six of bfloat16 parts."""
+    rates = flops * _TERA, flops * _TERA / 6, bandwidth * _GB, links * _GB
+    return Chip(int(memory * _GIB), *rates)
+
+
+def _gpu(memory: int, flops: int, exact: int, bandwidth: int, links: int) -> Chip:
+    """Rates in teraflops (`exact`: without tensor cores) and gigabytes a second."""
+    rates = flops * _TERA, exact * _TERA, bandwidth * _GB, links * _GB
+    return Chip(int(0.9 * memory * _GB), *rates)
 
 
 # Rates: Google Cloud's "System architecture" page of each TPU version (docs.cloud.google.com/tpu),
 # links from its "inter-chip interconnect bandwidth", which counts both ways. Memory: what the
 # compiler itself says it has ("exceeds available HBM (15.75G)"), libtpu 0.0.42.
 TPUS = {
-    "v4": Chip(int(30.75 * _GIB), 275 * _TERA, 1228 * _GB, 300 * _GB),
-    "v5e": Chip(int(15.75 * _GIB), 197 * _TERA, 819 * _GB, 200 * _GB),
-    "v5p": Chip(int(95.74 * _GIB), 459 * _TERA, 2765 * _GB, 600 * _GB),
-    "v6e": Chip(int(31.25 * _GIB), 918 * _TERA, 1640 * _GB, 400 * _GB),
+    "v4": _tpu(30.75, 275, 1228, 300),
+    "v5e": _tpu(15.75, 197, 819, 200),
+    "v5p": _tpu(95.74, 459, 2765, 600),
+    "v6e": _tpu(31.25, 918, 1640, 400),
 }
-# NVIDIA's data sheets of the SXM forms: dense bfloat16, memory, NVLink (half of both ways). JAX
-# takes 75 % of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; .9 is meant here.
+# NVIDIA's data sheets of the SXM forms: dense bfloat16, float32, memory, NVLink (half of both
+# ways). JAX takes 75 % of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; .9 is
+# meant here.
 GPUS = {
-    "a100-40": Chip(int(0.9 * 40 * _GB), 312 * _TERA, 1555 * _GB, 300 * _GB),
-    "a100-80": Chip(int(0.9 * 80 * _GB), 312 * _TERA, 2039 * _GB, 300 * _GB),
-    "h100": Chip(int(0.9 * 80 * _GB), 989 * _TERA, 3350 * _GB, 450 * _GB),
-    "h200": Chip(int(0.9 * 141 * _GB), 989 * _TERA, 4800 * _GB, 450 * _GB),
-    "b200": Chip(int(0.9 * 180 * _GB), 2250 * _TERA, 8000 * _GB, 900 * _GB),
+    "a100-40": _gpu(40, 312, 20, 1555, 300),
+    "a100-80": _gpu(80, 312, 20, 2039, 300),
+    "h100": _gpu(80, 989, 67, 3350, 450),
+    "h200": _gpu(141, 989, 67, 4800, 450),
+    "b200": _gpu(180, 2250, 80, 8000, 900),
 }
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
@@ -60,12 +75,19 @@ class Topology:
         chip: what each of them is.
         size: how many there are.
         tpu: whether it is a TPU slice, for which programs can be compiled.
+        exact: whether products are of float32.
     """
 
     name: str
     chip: Chip
     size: int
     tpu: bool
+    exact: bool = False
+
+    @property
+    def flops(self) -> float:
+        """Matrix FLOPs a second of a chip."""
+        return self.chip.exact if self.exact else self.chip.flops
 
 
 def parse(text: str) -> Topology:
@@ -102,6 +124,8 @@ def sizes_of(topology: Topology) -> list[Topology]:
     """All topologies of the same chip, smallest first."""
     kind = topology.name.partition(":")[0]
     if topology.tpu:
-        return [parse(f"{kind}:{shape}") for shape in SLICES[kind]]
-    gpu = topology.name.partition("x")[2]
-    return [parse(f"gpu:{count}x{gpu}") for count in _GPU_COUNTS]
+        found = [parse(f"{kind}:{shape}") for shape in SLICES[kind]]
+    else:
+        gpu = topology.name.partition("x")[2]
+        found = [parse(f"gpu:{count}x{gpu}") for count in _GPU_COUNTS]
+    return [dataclasses.replace(one, exact=topology.exact) for one in found]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from icljax.catalog import CONTROLS
+from icljax.catalog import VARIANTS
 from icljax.comparison.inputs import Inputs, fitter, pack
 from icljax.data import prompts
 from icljax.errors import UserError
@@ -98,12 +98,11 @@ def make_inputs(config: ConfigDict, decoder: DecoderConfig, tokens: Lengths) -> 
     fit = fitter(config, decoder, encoder, queries + selection)
     fitting = [fit([[0] * n for n in drawn[seed::seeds]]) for seed in range(seeds)]
     demonstrations = prompts.build_demonstrations(fitting, encoder)
-    changed = [name for name, control in CONTROLS.items() if control.kind == "data"]
     return Inputs(
         dataset=None,  # type: ignore[arg-type]
         encoder=encoder,
         demonstrations=demonstrations,
-        changed=dict.fromkeys(changed, demonstrations),
+        changed=dict.fromkeys(VARIANTS, demonstrations),
         used=[len(seed) for seed in fitting],
         selection=pack(config, selection),
         selection_labels=np.zeros(len(selection), np.int32),

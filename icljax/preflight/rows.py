@@ -101,7 +101,8 @@ def estimated_row(call: Call, topology: Topology, devices: int) -> Row:
     cost, chip = call.estimate, topology.chip
     arguments, outputs = device_bytes(call.arguments), device_bytes(call.outputs)
     flops = cost.flops / devices
-    moved = cost.passes * device_bytes(call.arguments[0]) + outputs + 2 * cost.temporaries
+    rest = device_bytes(call.arguments[1:])
+    moved = cost.passes * device_bytes(call.arguments[0]) + rest + outputs + 2 * cost.temporaries
     return Row(
         f"{call.variant}: {call.name}" if call.variant else call.name,
         call.times,
@@ -116,7 +117,7 @@ def estimated_row(call: Call, topology: Topology, devices: int) -> Row:
         cost.sent,
         cost.sent,
         [("all-reduce", cost.collectives, cost.sent, "tensor parallelism")] if cost.sent else [],
-        max(flops / (MATRIX_SHARE * chip.flops), moved / (MEMORY_SHARE * chip.bandwidth))
+        max(flops / (MATRIX_SHARE * topology.flops), moved / (MEMORY_SHARE * chip.bandwidth))
         + cost.sent / (LINK_SHARE * chip.links)
         + cost.collectives * COLLECTIVE_SECONDS,
     )
@@ -170,7 +171,7 @@ def _too_large(message: str, estimate: Row) -> float:
 def seconds(cost: hlo.Cost, topology: Topology) -> float:
     """Of one call: each operation at the slower of matrix and memory rate, then communication."""
     chip = topology.chip
-    matrix, memory = MATRIX_SHARE * chip.flops, MEMORY_SHARE * chip.bandwidth
+    matrix, memory = MATRIX_SHARE * topology.flops, MEMORY_SHARE * chip.bandwidth
     operations = sum(
         n * max(w.flops / matrix, w.bytes / memory, OPERATION_SECONDS) for w, n in cost.work.items()
     )

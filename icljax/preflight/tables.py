@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from icljax.preflight.rows import (
     COLLECTIVE_SECONDS,
@@ -18,8 +18,10 @@ from icljax.preflight.rows import (
 )
 
 # What makes a program smaller, where it is the one that does not fit.
+_SMALLER = "--config.eval.tokens_per_batch=1024 makes its batches smaller"
 REMEDIES = {
     "compare": "--config.eval.tokens_per_batch=4096 makes its batches smaller",
+    **dict.fromkeys(("prompts", "updates", "pairs"), _SMALLER),
     "finetune": "--config.finetune.remat=True, or a smaller --config.finetune.runs_at_once",
     "step": "--config.model.remat=True, or fewer --config.train.batch sequences in more parts",
 }
@@ -45,7 +47,7 @@ def _title(verdict: Verdict, what: str) -> str:
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
-    table = Table("program", title=title)
+    table = Table(Column("program", no_wrap=True), title=title)
     for name in columns:
         table.add_column(name, justify="right")
     for row in rows:
@@ -107,7 +109,7 @@ def duration(value: float) -> str:
     for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
         if value >= 2 * size:
             return f"{value / size:.3g} {unit}"
-    return f"{value:.2g} s"
+    return f"{float(f'{value:.2g}'):g} s"  # 110, not 1.1e+02
 
 
 def _summary(report: Report) -> Iterator[str]:
@@ -132,10 +134,6 @@ def _summary(report: Report) -> Iterator[str]:
             f"Smallest that fits: {smallest.topology.name} with "
             f"--config.mesh.model={smallest.model}{how}, about {duration(smallest.seconds)}."
         )
-    limit = asked.topology.chip.memory
-    too_large = [row.name for row in asked.rows if row.total > limit]
-    if too_large and all(name.startswith("control") for name in too_large):
-        yield "Without the controls it fits: --config.controls.names=()."
     yield (
         f"Assumed: {MATRIX_SHARE:.0%} of the matrix rate, {MEMORY_SHARE:.0%} of the memory's and "
         f"{LINK_SHARE:.0%} of the links' published rates; {OPERATION_SECONDS * 1e6:.0f} us an "

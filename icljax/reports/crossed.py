@@ -1,28 +1,62 @@
 """A crossed comparison -> its report: whether each side learns, then one verdict a claim."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.console import Console
 
-from icljax.catalog import CROSSED, LINKS
+from icljax.catalog import CROSSED, LINKS, VARIANTS
 from icljax.records import Claim, Crossed, LayerContrast
 from icljax.reports import console as console_lib
-from icljax.reports import paper, plots
+from icljax.reports import paper
 from icljax.reports import report as report_lib
-from icljax.reports.document import Cell, Figure, Items, Notice, Report, Row, Table, row, section
-from icljax.reports.text import PERCENT, estimate, gap, number, plural, rate, seconds, weights
+from icljax.reports.crossed_figures import curves, layers, matrices, title
+from icljax.reports.document import (
+    Cell,
+    Items,
+    Notice,
+    Report,
+    Row,
+    Section,
+    Table,
+    row,
+    section,
+)
+from icljax.reports.text import (
+    PERCENT,
+    estimate,
+    gap,
+    interval,
+    number,
+    plural,
+    rate,
+    seconds,
+    weights,
+)
 
 VERDICTS = {"above": "above", "equal": "equal within the margin", "open": "open", "": "-"}
-_SETTINGS = {
+SETTINGS = {
     "zsl": "ZSL",
     "icl": "ICL",
     "ft": "FT",
     "icl_flipped": "ICL, wrong labels",
     "ft_flipped": "FT, wrong labels",
 }
-_CLAIMED = ("measure, own pair", "held against", "difference [95 %]", "verdict", "seeds for equal")
+_CLAIMED = (
+    "held against",
+    "similarity",
+    "difference [95 %]",
+    "verdict",
+    "seeds for equal",
+)
+_STEPS = {
+    "random_step": "random step",
+    "weight_noise": "noise in the weights",
+    "untrained_icl": "ICL, untrained model",
+    "untrained_ft": "FT, untrained model",
+}
 GUIDE = (
     ("above", "the own pair is surely more alike than this link allows to explain"),
     ("equal within the margin", "surely no more and no less alike: the cut link does not matter"),
@@ -33,7 +67,7 @@ GUIDE = (
 def show(results: dict[str, Any], path: Path, console: Console) -> None:
     """Prints what came out, and where the report is."""
     found = msgspec.convert(results, Crossed)
-    blocks = [*_lead(found), _accuracy_table(found), _claims_table(found), _cost(found)]
+    blocks = [*_lead(found), _accuracy_table(found), _claims_table(found, 3), _cost(found)]
     console_lib.show(console, blocks, path / report_lib.MARKDOWN)
 
 
@@ -48,16 +82,21 @@ def report(found: Crossed) -> Report:
             "finetuning on these demonstrations, every row is above.",
             _claims_table(found),
             Items(GUIDE),
+            Items(tuple((f"{m.title}:", m.guide) for m in CROSSED.values()), "The measures"),
+            Items(tuple((f"{k.title}:", k.question) for k in LINKS.values()), "The links"),
             _statistics(found),
-            _matrices(found),
+            matrices(found),
+            *_variants(found),
         ),
+        *_layer_section(found),
         section(
-            "labels",
-            "What right labels teach, by layer",
-            "The label contrast: what changes when the demonstrations' labels are right instead "
-            "of wrong, of ICL against FT. A mean over layers hides layers that share it.",
-            _layer_figure(found),
-            _layers_table(found),
+            "steps",
+            "Likeness and size of the step",
+            "Every learning rate of the selection by the step that finetuning takes with it: "
+            "similarity grows with the step in any model, so that models are compared at the same "
+            "step.",
+            curves(found),
+            _steps_table(found),
         ),
         section(
             "behaviour",
@@ -108,32 +147,58 @@ def _sentence(found: Crossed, measure: str) -> str:
         links = [LINKS[c.link].title for c in _of(found, measure) if c.verdict == verdict]
         if links:
             parts.append(f"{word} {', '.join(links)}")
-    return f"{_title(measure)}: {'; '.join(parts)}."
+    return f"{title(measure)}: {'; '.join(parts)}."
 
 
-def _title(measure: str) -> str:
-    return CROSSED[measure][:1].upper() + CROSSED[measure][1:]
-
-
-def _claims_table(found: Crossed) -> Table:
+def _claims_table(found: Crossed, digits: int = 4) -> Table:
     rows: list[Row] = []
     for measure in CROSSED:
         claims = _of(found, measure)
         if claims:
-            own = f": {estimate(found.own[measure])}" if measure in found.own else ""
-            rows.append(row(f"{_title(measure)}{own}", kind="group"))
+            rows.append(row(title(measure), kind="group"))
+        if claims and measure in found.own:
+            own = found.own[measure]
+            cells = number(own.mean), interval(own.interval), "", ""
+            rows.append(row("own pair", *cells, kind="own"))
         for c in claims:
             seeds = found.seeds_needed.get(f"{c.measure}/{c.link}")
             rows.append(
                 row(
-                    LINKS[c.link].question,
                     LINKS[c.link].title,
-                    gap(c.difference, 4),
+                    "-" if c.link == "nothing" else number(c.level),
+                    gap(c.difference, digits),
                     Cell(VERDICTS[c.verdict], strong=c.verdict in ("above", "equal")),
                     "-" if seeds is None else str(seeds),
                 )
             )
     return Table("claims", "", _CLAIMED, rows, words=True)
+
+
+def study_table(key: str, heading: str, found: dict[str, Crossed]) -> Table:
+    """The claims of several tasks side by side; `found` by task."""
+    rows = [row("above zero-shot, calibrated points", kind="group")]
+    for s, name in (("icl", "ICL"), ("ft", "FT")):
+        rows.append(row(name, *(gap(x.gain[s], *PERCENT) for x in found.values())))
+    for measure in CROSSED:
+        names = [n for n in LINKS if any(_claim(x, measure, n) for x in found.values())]
+        if names:
+            rows.append(row(title(measure), kind="group"))
+        for name in names:
+            cells = (_verdict_cell(_claim(x, measure, name)) for x in found.values())
+            rows.append(row(LINKS[name].title, *cells))
+    silent = tuple(f"{t}: no verdicts: {x.no_verdicts}." for t, x in found.items() if x.no_verdicts)
+    return Table(key, heading, ("held against", *found), rows, silent)
+
+
+def _claim(found: Crossed, measure: str, link: str) -> Claim | None:
+    return next((c for c in found.claims if (c.measure, c.link) == (measure, link)), None)
+
+
+def _verdict_cell(claim: Claim | None) -> Cell:
+    if claim is None:
+        return Cell("-")
+    decided = claim.verdict in ("above", "equal")
+    return Cell(VERDICTS[claim.verdict], gap(claim.difference, 4), strong=decided)
 
 
 def _statistics(found: Crossed) -> str:
@@ -146,43 +211,50 @@ def _statistics(found: Crossed) -> str:
     )
 
 
-def _matrices(found: Crossed) -> Figure:
-    halves = ("right labels", "wrong labels")
-    panels = [plots.crossed(CROSSED[k], values, halves) for k, values in found.matrix.items()]
-    return Figure(
-        "matrix",
-        "Every prompt with every update",
-        "Similarity of what each prompt and each update change, mean over queries and layers; the "
-        "number is the block's mean. If it mattered which demonstrations were seen, the diagonal "
-        "would stand out; if it mattered whether labels were right, the blocks would differ.",
-        panels,
-    )
-
-
-def _layer_curves(contrast: LayerContrast, style: str, name: str) -> plots.Curve:
-    x = tuple(float(i + 1) for i in range(len(contrast.mean)))
-    band = tuple(zip(contrast.low, contrast.high, strict=True))
-    known = all(None not in pair for pair in band)
-    return plots.Curve(name, style, x, contrast.mean, band if known else ())
-
-
-def _layer_figure(found: Crossed) -> Figure:
-    styles = {"label_output": "icl", "label_map": "ft"}
-    panels = [
-        plots.lines(_title(k), [_layer_curves(c, styles[k], CROSSED[k])], "layer")
-        for k, c in found.layers.items()
+def _variants(found: Crossed) -> list[Table]:
+    """What own pairs of other demonstrations score: described, not judged."""
+    measures = [k for k in CROSSED if k in found.variants]
+    names = list(found.variants[measures[0]])
+    if not names:
+        return []
+    rows = [row("as drawn", *(estimate(found.own[k]) for k in measures), kind="own")]
+    rows += [
+        row(VARIANTS[name].title, *(estimate(found.variants[k][name]) for k in measures))
+        for name in names
     ]
-    return Figure(
-        "layers",
-        "Label contrast by layer",
-        "Cosine of (ICL right - wrong) and (FT right - wrong), own pairs, with 95 % intervals.",
-        panels,
+    header = ("ICL and FT both on", *(CROSSED[k].title for k in measures))
+    note = "Both sides change together here, so that a score as high refutes nothing."
+    return [Table("variants", "Other demonstrations on both sides", header, rows, (note,))]
+
+
+def _layer_section(found: Crossed) -> list[Section]:
+    if not found.layers:
+        return []
+    made = section(
+        "labels",
+        "What right labels teach, by layer",
+        "The label contrast: what changes when the demonstrations' labels are right instead "
+        "of wrong, of ICL against FT. A mean over layers hides layers that share it.",
+        layers(found),
+        _layers_table(found),
     )
+    return [made]
+
+
+def _steps_table(found: Crossed) -> Table:
+    names = SETTINGS | _STEPS
+    rows = [row(names[k], estimate(x)) for k, x in found.steps.items() if k in names]
+    notes = [f"FT's step in the answers, KL(FT || ZSL): {estimate(found.step_answers)} nats."]
+    notes += [
+        f"In the weights, a {names[k]} is {estimate(x, 1)} times as large as FT's change."
+        for k, x in found.random_scale.items()
+    ]
+    return Table("sizes", "", ("change", "||change|| / ||ZSL||"), rows, tuple(notes))
 
 
 def _layers_table(found: Crossed) -> Table:
     rows = [
-        row(_title(k), _sure_layers(contrast), _highest(contrast))
+        row(title(k), _sure_layers(contrast), _highest(contrast))
         for k, contrast in found.layers.items()
     ]
     note = "Surely above 0: p below .05 after Holm over all layers."
@@ -209,11 +281,11 @@ def _accuracy_table(found: Crossed) -> Table:
             name,
             estimate(found.accuracy[s], *PERCENT),
             estimate(found.accuracy_calibrated[s], *PERCENT),
-            estimate(found.steps[s]) if s in found.steps else "-",
         )
-        for s, name in _SETTINGS.items()
+        for s, name in SETTINGS.items()
+        if s in found.accuracy
     ]
-    header = ("setting", "accuracy, %", "calibrated, %", "step of attention outputs")
+    header = ("setting", "accuracy, %", "calibrated, %")
     return Table("accuracy", "", header, rows)
 
 
@@ -224,6 +296,12 @@ def _behaviour(found: Crossed) -> Items:
                 "Movement of answers",
                 f"correlation over queries of how far ICL and FT move each label's log-probability "
                 f"from zero-shot: {estimate(found.own['answers'])}",
+            ),
+            (
+                "Rec2FTP",
+                f"of the queries that FT repairs, the share that ICL gets right, %: "
+                f"{estimate(found.behaviour['rec2ftp'], *PERCENT)}; calibrated "
+                f"{estimate(found.behaviour['rec2ftp_calibrated'], *PERCENT)}",
             ),
             (
                 "Divergence",
@@ -244,6 +322,7 @@ def _setup(found: Crossed) -> Items:
     return Items(
         (
             ("Weights", weights(found.model) or found.model.name),
+            ("Answers", answers(found)),
             ("Data", f"{found.data.source}; {found.data.evaluated} queries"),
             (
                 "Demonstrations",
@@ -257,14 +336,34 @@ def _setup(found: Crossed) -> Items:
                 f"({s.selected_on}), mean over seeds {', '.join(map(str, s.seeds))}, of those at "
                 "which the training loss does not rise",
             ),
+            *_of_untrained(found),
             ("Seconds", seconds(found.seconds)),
         )
     )
 
 
+def answers(found: Crossed) -> str:
+    """The answers, what they stand for, and whether the template says that too."""
+    if not found.classes:
+        return ", ".join(found.answers)
+    pairs = zip(found.answers, found.classes, strict=True)
+    named = [c for c in found.classes if re.search(rf"(?i)\b{re.escape(c)}\b", found.template)]
+    told = f"; the template still names {', '.join(named)}" if named else ""
+    return f"words without meaning: {', '.join(f'{a} for {c}' for a, c in pairs)}{told}"
+
+
+def _of_untrained(found: Crossed) -> list[tuple[str, str]]:
+    s = found.selection
+    if s.untrained is None:
+        return []
+    text = f"weights drawn anew, {rate(s.untrained_rate)}: the learning rate with FT's step"
+    return [("Untrained model", text)]
+
+
 def _selection_table(found: Crossed) -> Table:
     s = found.selection
-    columns = zip(s.learning_rates, s.nll, s.loss_start, s.loss_end, strict=True)
+    c = s.curve
+    columns = zip(c.learning_rates, c.nll, c.loss_start, c.loss_end, strict=True)
     rows = [
         row(rate(r), number(nll), number(start), number(end), kind="own" if r == s.rate else "")
         for r, nll, start, end in columns

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from icljax.catalog import BASELINES, CONTROLS, SETTINGS, SIMILARITIES
+from icljax.catalog import BASELINES, SETTINGS, SIMILARITIES
 from icljax.reports import plots
 from icljax.reports.document import Figure, Panel
 from icljax.reports.plots import Curve, Mark
@@ -58,31 +58,13 @@ def baseline_curves(results: Results, metric: str) -> list[Curve]:
     ]
 
 
-def control_curves(results: Results, metric: str, names: Sequence[str]) -> list[Curve]:
-    """A similarity of each layer under those of these controls that measured it."""
-    found = ((name, results.controls.get(name)) for name in names)
-    return [
-        layer_curve(CONTROLS[name].title, CONTROLS[name].style, control.similarities[metric])
-        for name, control in found
-        if control and metric in control.similarities
+def layer_panel(title: str, results: Results, metric: str) -> Panel:
+    """A similarity of each layer beside its baselines, and at the lowest and highest rate."""
+    curves = baseline_curves(results, metric)
+    curves += [
+        layer_curve(f"FT at learning rate {rate(lr)} ({which})", style, series)
+        for which, style, lr, series in extreme_rates(results, metric)
     ]
-
-
-def layer_panel(title: str, results: Results, metric: str, kinds: Sequence[str]) -> Panel:
-    """A similarity of each layer beside its baselines and the controls of some kinds.
-
-    Args:
-        kinds: of `catalog.CONTROL_KINDS`; "base": the baselines; "rate": the lowest and the highest
-            learning rate at which every seed converged.
-    """
-    curves = baseline_curves(results, metric) if "base" in kinds else []
-    of_kinds = [name for name, control in results.controls.items() if control.kind in kinds]
-    curves += control_curves(results, metric, of_kinds)
-    if "rate" in kinds:
-        curves += [
-            layer_curve(f"FT at learning rate {rate(lr)} ({which})", style, series)
-            for which, style, lr, series in extreme_rates(results, metric)
-        ]
     own = results.similarities[metric]
     curves.append(layer_curve("measured, with 95 % band", "own", own, band=True))
     return plots.lines(title, curves, LAYER)
@@ -198,23 +180,15 @@ def _agreement_figure(results: Results) -> Figure:
 
 
 def _similarity_figure(results: Results) -> Figure:
-    panels = []
-    for metric in results.similarities:
-        title = SIMILARITIES[metric].title
-        panels += [
-            layer_panel(title, results, metric, ("base", "model", "update")),
-            layer_panel("demonstrations and rates", results, metric, ("data", "rate")),
-        ]
+    panels = [layer_panel(SIMILARITIES[m].title, results, m) for m in results.similarities]
     legend = [("measured, with 95 % band", "own"), ("random", "base dot")]
     if "sim_am" in results.similarities:
         legend.append((BASELINES["before_finetuning"].title, "base"))
-    legend += [(CONTROLS[n].title, CONTROLS[n].style) for n in results.controls]
     ends = extreme_rates(results, "sim_aou")
     legend += [(f"FT at the {which} rate ({rate(lr)})", style) for which, style, lr, _ in ends]
     caption = (
-        "Left beside baselines, untrained models and other updates; right beside other "
-        "demonstrations and the lowest and the highest learning rate. Where the measured line runs "
-        "among the others, a layer shows no likeness that learning has made."
+        "Beside baselines, and the lowest and the highest learning rate at which every seed "
+        "converged."
     )
     return Figure("similarity", "Every similarity, layer by layer", caption, panels, tuple(legend))
 
@@ -269,17 +243,10 @@ def _dose_figure(results: Results) -> Figure:
             baseline = [one.baselines[name] for one in dose.similarity[metric]]
             curve = estimate_curve(BASELINES[name].title, BASELINES[name].style, rates, baseline)
             curves.insert(0, Curve(curve.name, curve.style, curve.x, curve.y))
-        curves += [
-            level_curve(CONTROLS[n].title, CONTROLS[n].style, rates, c.similarities[metric].mean)
-            for n, c in results.controls.items()
-            if c.kind == "model" and metric in c.similarities
-        ]
         title = SIMILARITIES[metric].title
         panels.append(plots.lines(title, curves, "learning rate", log=True, chosen=chosen))
     legend = [("ZSL", "zsl"), ("ICL", "icl"), ("FT", "ft"), ("similarity", "own")]
     legend.append(("random", "base dot"))
-    untrained = [n for n, c in results.controls.items() if c.kind == "model"]
-    legend += [(CONTROLS[n].title, CONTROLS[n].style) for n in untrained]
     caption = "On the selection examples, with 95 % bands; triangles: rates chosen for a seed."
     title = "Accuracy of FT and its similarity to ICL against learning rate"
     return Figure("dose_response", title, caption, panels, tuple(legend))

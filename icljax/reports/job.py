@@ -1,22 +1,11 @@
 """One comparison -> its report."""
 
 import json
-from collections.abc import Sequence
 
-from icljax.catalog import (
-    BASELINES,
-    CONTROL_KINDS,
-    CONTROLS,
-    METHODS,
-    SETTINGS,
-    SIMILARITIES,
-    STEPS,
-)
-from icljax.reports import figures
-from icljax.reports.claims import (
-    CAVEAT,
+from icljax.catalog import METHODS, SETTINGS, SIMILARITIES, STEPS, WEIGHTS
+from icljax.reports import figures, paper
+from icljax.reports.baselines import (
     beside,
-    is_control,
     measured_columns,
     name_of,
     outcome,
@@ -25,7 +14,6 @@ from icljax.reports.claims import (
 )
 from icljax.reports.document import (
     Block,
-    Cell,
     Code,
     Items,
     Notice,
@@ -49,7 +37,7 @@ from icljax.reports.text import (
     seconds,
     weights,
 )
-from icljax.results import UNKNOWN, Accuracy, Control, Estimate, Recall, Results, Series
+from icljax.results import Accuracy, Estimate, Recall, Results, Series
 
 UNDEFINED = "undefined: FT corrected nothing"
 
@@ -61,7 +49,7 @@ def report(results: Results) -> Report:
     lead: tuple[Block, ...] = (
         *stand_in,
         about(results),
-        *filter(None, [weights(results.model)]),
+        *filter(None, [weights(results.model), protocol_text(results)]),
         "ZSL: the model sees the query alone. ICL: demonstrations stand before it. FT: the model "
         "is finetuned on the same demonstrations and sees the query alone.",
     )
@@ -70,7 +58,6 @@ def report(results: Results) -> Report:
         _accuracy_section(results, drawn),
         _rec2ftp_section(results, drawn),
         _similarity_section(results, drawn),
-        _controls_section(results),
         dose_section(results, drawn),
         selection_section(results, drawn),
         _setup_section(results),
@@ -78,6 +65,35 @@ def report(results: Results) -> Report:
     name = results.task.upper() + (" (on STAND-IN data)" if results.stand_in else "")
     title = f"{name}: does in-context learning behave like finetuning?"
     return Report(title, lead, tuple(s for s in sections if s.blocks))
+
+
+def protocol_text(results: Results) -> str:
+    """What differs from the paper's protocol; "" for results that are older than modes."""
+    c = results.config
+    if c.get("mode") != "paper":
+        return ""
+    task = paper.TASKS.get(results.task)
+    pairs = {
+        "model": (results.model.name, paper.size_of(results.model.name) and results.model.name),
+        "rates and seed selected on": (c["selection"]["split"], "validation"),
+        "best seed reported": (c["select_seed"], True),
+        "seeds": (len(c["seeds"]), len(paper.SEARCHED_SEEDS)),
+        "learning rates": (len(c["finetune"]["learning_rates"]), len(paper.SEARCHED_RATES)),
+        "demonstrations": (c["num_demonstrations"], task and task.demonstrations),
+        "between demonstrations": (c["prompt"]["separator"], "<eos>"),
+        "attention recorded at": (c["record_position"], "first_label"),
+        "examples": (results.data.evaluated, results.data.validation_examples),
+        "random baseline": (c["metrics"]["random_update"], "uniform"),
+    }
+    others = {"model": "fairseq's dense 1.3B and 2.7B", "demonstrations": "not of this task"}
+    different = [
+        f"{what} {ours!r} ({theirs or others[what]!r})"
+        for what, (ours, theirs) in pairs.items()
+        if ours != theirs
+    ]
+    if not different:
+        return "The paper's protocol."
+    return f"The paper's protocol, but for (in brackets the paper's): {'; '.join(different)}."
 
 
 def about(results: Results) -> str:
@@ -93,8 +109,7 @@ def about(results: Results) -> str:
 def model_text(results: Results) -> str:
     """What was asked for as model, and how it was finetuned."""
     model, method = results.model, results.finetune.method
-    control = CONTROLS.get(model.weights)
-    parts = [model.name, control.title if control else f"{model.weights} model"]
+    parts = [model.name, WEIGHTS[model.weights]]
     if model.attention:
         parts.append(f"attention {model.attention}")
     if method != "gd":
@@ -120,7 +135,6 @@ def _in_short(results: Results) -> Section:
         others = [
             f"{name_of(n)} {number(b.own.mean)}: {gap(b.difference)}"
             for n, b in beside(results, name).items()
-            if not is_control(n) or n == "untrained"
         ]
         title = SIMILARITIES[name].title
         own = estimate(results.similarities[name])
@@ -137,7 +151,7 @@ def _in_short(results: Results) -> Section:
         "of them read (for ZSL and for a single seed, examples alone). With fewer than about five "
         "seeds they are a rough guess, and too narrow. Differences are paired: taken on the same "
         "examples and seeds, in the same resamples. Above means that the interval of every "
-        "difference, to each baseline and to each control, lies wholly above 0; not above that "
+        "difference to each baseline lies wholly above 0; not above that "
         "this is not shown, which is not to say that they are equal. Spread = standard deviation "
         "over seeds.",
     )
@@ -263,9 +277,9 @@ def _similarity_section(results: Results, drawn: dict[str, figures.Figure]) -> S
         f"({results.f2t.count:,} of {results.f2t.of:,}, seeds x examples)."
     )
     text = (
-        f"Beside its baseline and the controls (below), by paired differences. {CAVEAT}"
-        if results.controls
-        else "No control was measured: the similarities stand beside baselines only."
+        "Beside its baseline, by paired differences, as in the paper. A similarity above a random "
+        "vector's says little: any change of the model that any demonstrations make is above it. "
+        "What explains a likeness, --config.mode=crossed tests."
     )
     return section(
         "similarity",
@@ -293,21 +307,15 @@ def _series_cells(series: Series) -> tuple[str, ...]:
 
 
 def _steps_table(results: Results) -> Table:
-    """How far finetuning goes, here and under each control: similarities grow with it."""
+    """How far finetuning goes: similarities grow with it."""
     names = [name for name in STEPS if name in results.steps]
-    measured = {"this job": results.steps}
-    measured |= {CONTROLS[k].title: control.steps for k, control in results.controls.items()}
-    rows = [
-        row(title, *(estimate(steps[n]) if n in steps else "-" for n in names))
-        for title, steps in measured.items()
-    ]
+    rows = [row(STEPS[n].title, estimate(results.steps[n])) for n in names]
     notes = tuple(f"{STEPS[n].title}: {STEPS[n].compared}; {STEPS[n].guide}" for n in names)
-    header = ("", *(STEPS[n].title for n in names))
-    return Table("steps", "How far finetuning goes", header, rows if names else [], notes)
+    return Table("steps", "How far finetuning goes", ("", "mean [95 %]"), rows, notes)
 
 
 def _comparison_cells(results: Results, name: str) -> tuple[str, ...]:
-    baselines = {n: b for n, b in beside(results, name).items() if n in BASELINES}
+    baselines = beside(results, name)
     return (
         "; ".join(f"{name_of(n)} {estimate(b.own)}" for n, b in baselines.items()),
         "; ".join(gap(b.difference) for b in baselines.values()),
@@ -319,59 +327,12 @@ def _comparison_cells(results: Results, name: str) -> tuple[str, ...]:
 def _layers_text(results: Results) -> str:
     """What the figures by layer show, and on which examples."""
     parts = [f"By layer: this job, on the {results.data.evaluated:,} evaluated examples"]
-    if results.controls:
-        counts = sorted({c.evaluated for c in results.controls.values()})
-        parts.append(f"its controls, on {' or '.join(map(str, counts))} of these")
     if dose := results.dose_response:
         parts.append(
             "the same model finetuned at the lowest and at the highest learning rate at which all "
             f"seeds converged, on {dose.examples:,} examples ({dose.measured_on})"
         )
     return "; ".join(parts) + "."
-
-
-def _controls_section(results: Results) -> Section:
-    controls, names = results.controls, measured_columns(results)
-    left_out = Items(tuple(("", line) for line in results.controls_left_out))
-    if not controls:
-        return section("controls", "Controls", left_out)
-    header = ("", "examples", "ICL, %", "FT, %", *(SIMILARITIES[n].title for n in names))
-    own = [percent(results.accuracy.of(s).mean) for s in ("icl", "ft")]
-    similarities = [number(results.similarities[n].mean) for n in names]
-    evaluated = str(results.data.evaluated)
-    rows = [row("this job", evaluated, *own, *similarities, kind="own")]
-    for kind, title in CONTROL_KINDS.items():
-        of_kind = {k: c for k, c in controls.items() if c.kind == kind}
-        if of_kind:
-            rows.append(row(title, kind="group"))
-        rows += [row(CONTROLS[k].title, *_control_cells(c, names)) for k, c in of_kind.items()]
-    return section(
-        "controls",
-        "Controls",
-        "The same comparison under control conditions (untrained models, corrupted demonstrations, "
-        "other updates), on some of the evaluated examples. In each cell, after the control's own "
-        "number: this job minus the control on the same examples and seeds, with its interval; "
-        "bold where a similarity is not above the control. Controls that are finetuned anew take "
-        f"each seed's learning rate from this job. {selected_text(results)}",
-        Table("controls", "", header, rows),
-        Items(tuple((f"{CONTROLS[k].title}:", CONTROLS[k].guide) for k in controls)),
-        left_out,
-    )
-
-
-def _control_cells(control: Control, names: Sequence[str]) -> list[str | Cell]:
-    cells: list[str | Cell] = [str(control.evaluated)]
-    for s in ("icl", "ft"):
-        difference = control.difference.get(f"accuracy_{s}", UNKNOWN)
-        cells.append(Cell(percent(control.accuracy.of(s).mean), gap(difference, *PERCENT)))
-    for name in names:
-        difference = control.difference.get(name, UNKNOWN)
-        if (own := control.similarities.get(name)) is None:
-            cells.append("-")
-            continue
-        reached = outcome(difference.interval) in ("level", "below")
-        cells.append(Cell(number(own.mean), gap(difference), strong=reached))
-    return cells
 
 
 # ------------------------------------------------------------------------------------- set-up

@@ -255,17 +255,18 @@ def heat(title: str, values: Sequence[Sequence[Number]], x_title: str, y_title: 
     return Panel(f"{title}: {number(low, 2)} to {number(high, 2)}", draw)
 
 
-def crossed(title: str, values: Sequence[Sequence[Number]], halves: tuple[str, str]) -> Panel:
-    """A matrix of prompts (down) and updates (across), in four blocks with their means.
+def crossed(title: str, values: Sequence[Sequence[Number]], names: Sequence[str]) -> Panel:
+    """A matrix of prompts (down) and updates (across), in blocks with their means.
 
     Args:
-        values: [P][U]; the first half of each is of `halves[0]`, the second of `halves[1]`.
+        values: [P][U], as many prompts and updates of each of `names`.
     """
     grid = np.array(values, float)
-    half = len(grid) // 2
+    size = len(grid) // len(names)
     low, high = np.nanmin(grid), np.nanmax(grid)
     shade = (grid - low) / max(high - low, 1e-9)
-    ends = ((0, half), (half, 2 * half))
+    ends = [(i * size, (i + 1) * size) for i in range(len(names))]
+    middles = [(a + b) / 2 for a, b in ends]
 
     def draw(ax: "Axes") -> None:
         from matplotlib.patches import Rectangle
@@ -274,32 +275,33 @@ def crossed(title: str, values: Sequence[Sequence[Number]], halves: tuple[str, s
         for (i, j), value in np.ndenumerate(grid):
             alpha = 0.08 + 0.8 * float(np.nan_to_num(shade[i, j]))
             cell = Rectangle((j, i), 1, 1, facecolor=_LIGHT["icl"], alpha=alpha, linewidth=0)
-            _tip(ax.add_patch(cell), f"ICL {_seed(i, half)}, FT {_seed(j, half)}: {value:.4f}")
+            tip = f"ICL {_seed(i, size, names)}, FT {_seed(j, size, names)}: {value:.4f}"
+            _tip(ax.add_patch(cell), tip)
         for a, b in ends:
             for c, d in ends:
                 text = f"{np.nanmean(grid[a:b, c:d]):.3f}"
                 box = {"facecolor": _LIGHT["paper"], "edgecolor": "none", "pad": 1.5}
                 middle = ((c + d) / 2, (a + b) / 2)
                 ax.text(*middle, text, color=_LIGHT["ink"], ha="center", va="center", bbox=box)
-        ax.plot([0, 2 * half], [0, 2 * half], color=_LIGHT["own"], linewidth=0.8)
-        ax.axhline(half, color=_LIGHT["paper"], linewidth=2)
-        ax.axvline(half, color=_LIGHT["paper"], linewidth=2)
-        ax.set_xlim(0, 2 * half)
-        ax.set_ylim(2 * half, 0)
-        middles = [half / 2, 1.5 * half]
-        ax.set_xticks(middles, [f"FT, {name}" for name in halves])
-        ax.set_yticks(middles, [f"ICL,\n{name}" for name in halves])
+        ax.plot([0, len(grid)], [0, len(grid)], color=_LIGHT["own"], linewidth=0.8)
+        for start, _ in ends[1:]:
+            ax.axhline(start, color=_LIGHT["paper"], linewidth=2)
+            ax.axvline(start, color=_LIGHT["paper"], linewidth=2)
+        ax.set_xlim(0, len(grid))
+        ax.set_ylim(len(grid), 0)
+        ax.set_xticks(middles, [f"FT, {name}" for name in names])
+        ax.set_yticks(middles, [f"ICL,\n{name}" for name in names])
         ax.tick_params(length=0)
 
-    own = np.diagonal(grid)[:half].mean()
-    other = grid[:half, :half][~np.eye(half, dtype=bool)].mean()
+    own = np.diagonal(grid)[:size].mean()
+    other = grid[:size, :size][~np.eye(size, dtype=bool)].mean()
     label = f"{title}: same demonstrations {own:.4f}, others {other:.4f}"
     return Panel(label, draw, height=2.9, left=0.24)
 
 
-def _seed(place: int, half: int) -> str:
+def _seed(place: int, size: int, names: Sequence[str]) -> str:
     """What a row or column of `crossed` is."""
-    return f"seed number {place % half + 1}" + (", wrong labels" if place >= half else "")
+    return f"seed number {place % size + 1}, {names[place // size]}"
 
 
 def _tip(artist: Any, text: str) -> None:

@@ -15,7 +15,7 @@ from icljax.records import Compared, ComparedTable, OverSeeds, Pretrain
 from icljax.reports import console as console_lib
 from icljax.reports import paper, plots
 from icljax.reports import report as report_lib
-from icljax.reports.claims import outcome
+from icljax.reports.baselines import outcome
 from icljax.reports.document import Cell, Code, Figure, Items, Report, Section, Table, row, section
 from icljax.reports.figures import estimate_mark
 from icljax.reports.plots import COLORS, Curve, Mark

@@ -2,7 +2,7 @@
 
 from icljax.catalog import SIMILARITIES, STEPS
 from icljax.reports import figures
-from icljax.reports.claims import (
+from icljax.reports.baselines import (
     doses,
     highest_and_best,
     measured_columns,

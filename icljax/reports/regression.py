@@ -16,7 +16,7 @@ from icljax.records import Against, Regression, RegressionModel
 from icljax.reports import console as console_lib
 from icljax.reports import plots
 from icljax.reports import report as report_lib
-from icljax.reports.claims import outcome
+from icljax.reports.baselines import outcome
 from icljax.reports.document import Code, Figure, Items, Panel, Report, Section, Table, row, section
 from icljax.reports.figures import estimate_curve, estimate_mark, level_curve
 from icljax.reports.plots import COLORS, Curve

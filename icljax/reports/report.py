@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from icljax.errors import UserError
-from icljax.reports import markup, merged, page, plots, study
+from icljax.reports import beside, markup, merged, page, plots, study
 from icljax.reports.document import Report
 from icljax.runtime import downloads, workdir
 
@@ -44,6 +44,8 @@ def write(path: Path, report: Report) -> None:
 def merge(paths: Sequence[Path], out: Path) -> list[Path]:
     """Merges the results in these folders into a report in three formats, with figures.
 
+    Comparisons become one study; crossed jobs, which differ in their answers alone, columns.
+
     Returns:
         The files: Markdown, LaTeX, HTML.
 
@@ -53,7 +55,8 @@ def merge(paths: Sequence[Path], out: Path) -> list[Path]:
     """
     if (out / workdir.RESULTS).exists():
         raise UserError(f"{out} holds the report of one job; give another folder with --out=DIR")
-    report = merged.report(study.read(paths))
+    crossed = beside.read(paths)
+    report = beside.report(crossed) if crossed else merged.report(study.read(paths))
     with workdir.writing(out):
         (out / "figures").mkdir(parents=True, exist_ok=True)
     workdir.check_writable(out / HTML)

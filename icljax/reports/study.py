@@ -7,8 +7,9 @@ from pathlib import Path, PurePath
 
 import msgspec
 
-from icljax import results
+from icljax import records, results
 from icljax.errors import UserError
+from icljax.records import Crossed
 from icljax.reports import paper
 from icljax.results import Results
 
@@ -29,7 +30,7 @@ class Entry:
     """One cell of a study: a task with a model in a setting.
 
     Attributes:
-        results: None where there are none yet.
+        results: of paper mode, or of crossed mode; None where there are none yet.
         error: why there are none, where a sweep says so.
         source: the file, for messages.
     """
@@ -37,7 +38,7 @@ class Entry:
     task: str
     model: str
     setting: str
-    results: Results | None
+    results: Results | Crossed | None
     error: str
     source: Path
 
@@ -65,8 +66,12 @@ class Group:
         return f"{what}-{cell_name(self.model, self.setting)}"
 
     def measured(self) -> dict[str, Results]:
-        """Results by task, where there are some."""
-        return {task: e.results for task, e in self.cells.items() if e.results is not None}
+        """Results of paper mode by task, where there are some."""
+        return {t: e.results for t, e in self.cells.items() if isinstance(e.results, Results)}
+
+    def crossed(self) -> dict[str, Crossed]:
+        """Results of crossed mode by task, where there are some."""
+        return {t: e.results for t, e in self.cells.items() if isinstance(e.results, Crossed)}
 
 
 def read(paths: Sequence[Path]) -> list[Group]:
@@ -89,7 +94,7 @@ def read(paths: Sequence[Path]) -> list[Group]:
             raise UserError(f"{path} is no folder; give folders that hold results")
     plans = {p.resolve(): _plan(p) for root in paths for p in sorted(root.rglob(SWEEP))}
     for file in _files(paths):
-        of_job = results.read(file)
+        of_job = results.read(file) or records.read_crossed(file)
         if of_job is None:
             continue
         entry = _entry(of_job, file, plans)
@@ -123,7 +128,7 @@ def _plan(file: Path) -> dict[str, Planned]:
         raise UserError(f"{file} cannot be read ({e}); remove it or make it again") from e
 
 
-def _entry(of_job: Results, file: Path, plans: dict[Path, dict[str, Planned]]) -> Entry:
+def _entry(of_job: Results | Crossed, file: Path, plans: dict[Path, dict[str, Planned]]) -> Entry:
     short, weights = model_name(of_job.model.name), of_job.model.weights
     name = short + ("" if weights == "trained" else f" ({weights})")
     stem = file.parent.name if file.name == "results.json" else file.stem
@@ -135,6 +140,8 @@ def _entry(of_job: Results, file: Path, plans: dict[Path, dict[str, Planned]]) -
         setting = planned[stem].setting
     elif stem.startswith(prefix):
         setting = stem.removeprefix(prefix)
+    elif isinstance(of_job, Crossed):
+        setting = f"{of_job.config['finetune']['method']}, crossed"
     else:
         setting = of_job.finetune.method
     return Entry(of_job.task, name, setting, of_job, "", file)
@@ -154,7 +161,7 @@ def main_groups(groups: Sequence[Group]) -> list[Group]:
     """Each model's first setting that was measured: the one with figures of its own."""
     first: dict[str, Group] = {}
     for group in groups:
-        if group.measured():
+        if group.measured() or group.crossed():
             first.setdefault(group.model, group)
     return list(first.values())
 

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-from icljax.catalog import BASELINES, CONTROLS, SIMILARITIES
+from icljax.catalog import SIMILARITIES
 from icljax.reports import paper, plots
-from icljax.reports.claims import beside, is_control, others
 from icljax.reports.document import Figure
 from icljax.reports.figures import (
     baseline_curves,
-    control_curves,
     dose_curves,
     estimate_curve,
     estimate_mark,
@@ -20,9 +18,6 @@ from icljax.reports.plots import Mark
 from icljax.reports.study import Group, layer_causal, main_groups, task_title
 from icljax.reports.tables import PAPER_ORDER
 
-AGAINST = ("sim_aou", "sim_aou_unnormalized", "sim_am", "sim_am_delta", "kendall", "sim_update")
-
-
 OVER_LAYERS = ("sim_aou", "sim_am_delta", "kendall", "sim_update")
 
 
@@ -30,47 +25,11 @@ def study_figures(groups: Sequence[Group]) -> list[Figure]:
     """The figures of many jobs, those that have numbers."""
     found = []
     for group in main_groups(groups):
-        found += [_controls_figure(group), _doses_figure(group)]
+        found.append(_doses_figure(group))
         found += [_layers_figure(group, metric) for metric in OVER_LAYERS]
         found.append(_accuracies_figure(group))
     found += [_layer_causal_figure(*pair) for pair in layer_causal(groups)]
     return [figure for figure in found if figure.panels]
-
-
-def _controls_figure(group: Group) -> Figure:
-    measured = group.measured()
-    panels = []
-    for metric in AGAINST:
-        own = [
-            estimate_mark(task_title(t), r.similarities.get(metric), "own")
-            for t, r in measured.items()
-        ]
-        rows = [("measured", own)]
-        for name in others(group, [metric]):
-            style = CONTROLS[name].style if is_control(name) else "base"
-            marks = [
-                estimate_mark(task_title(t), found.own if found else None, style)
-                for t, r in measured.items()
-                for found in [beside(r, metric).get(name)]
-            ]
-            title = CONTROLS[name].short if is_control(name) else BASELINES[name].title
-            rows.append((title, marks))
-        if len(rows) > 1:
-            panels.append(plots.dots(SIMILARITIES[metric].title, rows))
-    legend = (
-        ("measured", "own"),
-        ("random, or before finetuning", "base"),
-        ("models that learned nothing", "model"),
-        ("other demonstrations", "data"),
-        ("other weight changes", "update"),
-    )
-    tasks = ", ".join(map(task_title, measured))
-    caption = (
-        f"Each dot is a task (from top to bottom: {tasks}) with its 95 % interval. The claim needs "
-        "the coloured row at the top to stand to the right of every other row."
-    )
-    title = f"Similarity of ICL and finetuning against controls: {group.title}"
-    return Figure(group.key("controls"), title, caption, panels, legend)
 
 
 def _doses_figure(group: Group) -> Figure:
@@ -99,9 +58,6 @@ def _doses_figure(group: Group) -> Figure:
     return Figure(group.key("dose"), title, caption, panels, tuple(legend))
 
 
-_LAYER_CONTROLS = ("untrained", "untrained_keep_embeddings", "permuted_labels", "perturbation")
-
-
 def _layers_figure(group: Group, metric: str) -> Figure:
     panels = []
     for task, results in group.measured().items():
@@ -110,7 +66,6 @@ def _layers_figure(group: Group, metric: str) -> Figure:
         curves = [
             layer_curve("measured", "own", own, band=True),
             *baseline_curves(results, metric),
-            *control_curves(results, metric, _LAYER_CONTROLS),
         ]
         curves += [
             layer_curve("largest learning rate", "ft thin", series)
@@ -120,11 +75,9 @@ def _layers_figure(group: Group, metric: str) -> Figure:
         panels.append(plots.lines(task_title(task), curves, "layer"))
     legend = [("measured", "own"), ("its baseline", "base dot")]
     legend.append(("largest learning rate", "ft thin"))
-    legend += [(CONTROLS[n].title, CONTROLS[n].style) for n in _LAYER_CONTROLS]
     title = f"{SIMILARITIES[metric].title}, layer by layer: {group.title}"
     caption = (
-        f"What is compared: {SIMILARITIES[metric].compared}. Where the measured line runs among "
-        "the controls, those layers show no likeness that learning has made. The largest "
+        f"What is compared: {SIMILARITIES[metric].compared}. The largest "
         "learning rate is that of the dose-response measurement at which no run diverged."
     )
     folded = metric != OVER_LAYERS[0]

@@ -1,28 +1,17 @@
-"""Many results -> tables: ours in the paper's layout beside the paper's, and our controls."""
+"""Many results -> tables: ours in the paper's layout, its numbers beside them."""
 
 import collections
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
 from icljax.catalog import SETTINGS, SIMILARITIES
 from icljax.reports import paper
-from icljax.reports.claims import (
-    CLAIMS,
-    TITLES,
-    UNLIKE,
-    beside,
-    count,
-    is_control,
-    name_of,
-    others,
-    rate_unlike,
-)
+from icljax.reports.baselines import UNLIKE, beside, name_of, rate_unlike
 from icljax.reports.document import Cell, Row, Table, row
 from icljax.reports.study import Entry, Group, layer_causal, task_columns, task_title
-from icljax.reports.text import gap, interval, number, plural, rate, signed
-from icljax.results import UNKNOWN, DoseResponse, Estimate, Recall, Results
+from icljax.reports.text import interval, number, plural, rate, signed
+from icljax.results import DoseResponse, Estimate, Recall, Results
 
 MISSING, FAILED = "missing", "failed"
 Value = Estimate | Recall | float | None
@@ -165,7 +154,7 @@ def _group_rows(group: Group, measures: Sequence[Measure], tasks: Sequence[str])
 
 def _value(entry: Entry | None, measure: Measure) -> float | None:
     """The number itself in the paper's unit; None where there is none."""
-    found = measure.of(entry.results) if entry and entry.results else None
+    found = measure.of(entry.results) if entry and isinstance(entry.results, Results) else None
     if isinstance(found, Recall):
         found = found.percent
     elif isinstance(found, Estimate):
@@ -174,7 +163,7 @@ def _value(entry: Entry | None, measure: Measure) -> float | None:
 
 
 def _cell(entry: Entry | None, measure: Measure) -> Cell:
-    if entry is None or entry.results is None:
+    if entry is None or not isinstance(entry.results, Results):
         return Cell(FAILED if entry and entry.error else MISSING)
     found = measure.of(entry.results)
     if found is None:
@@ -255,7 +244,7 @@ def _published_setup() -> dict[str, dict[str, str]]:
 
 
 def _text_cell(entry: Entry | None, text: Callable[[Results], str]) -> Cell:
-    if entry is None or entry.results is None:
+    if entry is None or not isinstance(entry.results, Results):
         return Cell(FAILED if entry and entry.error else MISSING)
     return Cell(text(entry.results) or "-")
 
@@ -301,103 +290,6 @@ def _source(source: str) -> str:
 
 
 # ----------------------------------------------------------------- what the paper does not have
-
-
-def claims_table(group: Group) -> Table | None:
-    """In how many tasks each similarity is above each baseline and control; None without those."""
-    names = others(group, [m for claim in CLAIMS for m in claim.metrics])
-    base = [n for n in names if not is_control(n)]
-    controls = [n for n in names if n not in base]
-    if not controls:
-        return None
-    rows = []
-    for claim in CLAIMS:
-        rows.append(row(claim.text, kind="group"))
-        for i, metric in enumerate(claim.metrics):
-            own = others(group, [metric])
-            columns = [[n for n in own if n in base], *([n] for n in controls)]
-            cells = [counts_cell(group, metric, [n for n in c if n in own]) for c in columns]
-            cells.append(counts_cell(group, metric, own))
-            rows.append(row(TITLES[metric], *cells, kind="" if i else "own"))
-    header = ("", "its baseline", *map(name_of, controls), "all of these")
-    gone = [task_title(task) for task, e in group.cells.items() if e.results is None]
-    notes = (
-        "Tasks in which the paired difference's 95 % interval lies above 0; in small type, those "
-        "where it lies below 0, or where it is not known. A dash: not measured there.",
-        "Baselines: a random vector in FT's place; for SimAM the zero-shot map; for Rec2FTP ICL's "
-        "rate on what finetuning leaves wrong. Rec2FTP is not paired: its interval is held against "
-        "the control's.",
-        *([f"Not measured: {', '.join(gone)}."] if gone else []),
-    )
-    title = f"The four claims against every control: {group.title}"
-    return Table(group.key("claims"), title, header, rows, notes)
-
-
-def counts_cell(group: Group, metric: str, against: Sequence[str]) -> Cell:
-    """Text like "5 of 6", and in how many it is below or unknown."""
-    counts = count(group, metric, against)
-    if not against:
-        return Cell("-")
-    rest = [f"{k} in {getattr(counts, k)}" for k in ("below", "unknown") if getattr(counts, k)]
-    return Cell(f"{counts.above} of {sum(vars(counts).values())}", ", ".join(rest))
-
-
-def control_tables(group: Group, tasks: Sequence[str]) -> list[Table]:
-    """For each similarity: the job, its baselines and controls, task by task."""
-    tables = [_control_table(group, metric, tasks) for metric in TITLES]
-    return [t for t in (*tables, _control_accuracy_table(group, tasks)) if len(t.rows) > 1]
-
-
-def _control_table(group: Group, metric: str, tasks: Sequence[str]) -> Table:
-    recall = metric == "rec2ftp"
-    measure = Measure("", lambda r: r.rec2ftp if recall else r.similarities.get(metric))
-    measure = dataclasses.replace(measure, digits=1) if recall else measure
-    rows = [row("measured", *(_cell(group.cells.get(t), measure) for t in tasks), kind="own")]
-    for name in others(group, [metric]):
-        cells = (_beside_cell(group.cells.get(task), metric, name) for task in tasks)
-        rows.append(row(name_of(name), *cells))
-    small = "interval" if recall else "measured minus it, paired, with its interval"
-    title = f"{TITLES[metric]}{', %' if recall else ''} and its controls: {group.title}"
-    note = (f"In small type: {small}. Controls are measured on the first examples only.",)
-    header = ("", *map(task_title, tasks))
-    return Table(group.key(f"{metric}-controls"), title, header, rows, note, folded=True)
-
-
-def _beside_cell(entry: Entry | None, metric: str, name: str) -> Cell:
-    """A baseline's or a control's score, and how far the job lies above it."""
-    if metric == "rec2ftp":
-
-        def recall(r: Results) -> Value:
-            if name == UNLIKE:
-                return rate_unlike(r)
-            return r.controls[name].rec2ftp if name in r.controls else None
-
-        return _cell(entry, Measure("", recall, digits=1))
-    found = beside(entry.results, metric).get(name) if entry and entry.results else None
-    text = _cell(entry, Measure("", lambda _: found.own if found else None)).text
-    known = found and found.difference is not UNKNOWN
-    return Cell(text, gap(found.difference) if found and known else "")
-
-
-def _control_accuracy_table(group: Group, tasks: Sequence[str]) -> Table:
-    def pair(task: str, control: str = "") -> Cell:
-        def of(setting: str) -> Cell:
-            def find(r: Results) -> Value:
-                if control and control not in r.controls:
-                    return None
-                return (r.controls[control] if control else r).accuracy.of(setting)
-
-            return _cell(group.cells.get(task), _accuracy("", find))
-
-        icl, ft = of("icl"), of("ft")
-        return icl if icl.text in (MISSING, FAILED) else Cell(f"{icl.text} / {ft.text}")
-
-    rows = [row("measured", *map(pair, tasks), kind="own")]
-    for name in (n for n in others(group) if is_control(n)):
-        rows.append(row(name_of(name), *(pair(task, name) for task in tasks)))
-    title = f"Accuracy of ICL / FT under each control, %: {group.title}"
-    header = ("", *map(task_title, tasks))
-    return Table(group.key("accuracy-controls"), title, header, rows, (), folded=True)
 
 
 DOSE_SIMILARITIES = ("sim_aou", "sim_aou_unnormalized", "sim_am_delta", "kendall", "sim_update")

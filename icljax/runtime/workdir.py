@@ -161,7 +161,7 @@ def writing(path: Path) -> Iterator[None]:
 def _check_same(there: Any, wanted: dict[str, Any], path: Path) -> None:
     if not isinstance(there, dict):
         raise ValueError(f"{CONFIG} is no JSON object")
-    if differ := differences(_flatten(there), _flatten(wanted)):
+    if differ := differences(flatten(there), flatten(wanted)):
         raise UserError(
             f"workdir {path} belongs to another config ({differ}); "
             "give another --workdir, or the config it was made with"
@@ -177,11 +177,12 @@ def differences(there: dict[str, Any], wanted: dict[str, Any]) -> str:
     )
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config as one level: "data.source" and so on."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= (
-            _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
     return flat
 

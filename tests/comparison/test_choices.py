@@ -124,7 +124,9 @@ def make_config(task, model, source, examples, demonstrations, **changes):
     config.task, config.model, config.data.source = task, str(model), f"jsonl:{source}"
     config.seeds, config.num_demonstrations = (1,), demonstrations
     config.selection.num_examples, config.eval.num_examples = 2, examples
+    config.mode, config.selection.split, config.record_position = "paper", "train", "answer"
     config.update_from_flattened_dict(changes)
+    config_lib.fill_in(config)
     return config
 
 

@@ -71,6 +71,7 @@ def model(tiny_folder):
     shown = [[q.demonstration(0) for q in queries[-8 + 3 * s :][:3]] for s in range(SEEDS)]
     demonstrations = prompts.build_demonstrations(shown, encoder)
     config = config_lib.default()
+    config_lib.fill_in(config)
     programs = make_programs(
         checkpoint.config, config, encoder.bos, DEMONSTRATIONS, sharding.make_mesh(1, 1)
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from icljax import checkpoints
-from icljax.catalog import CONTROLS
+from icljax.catalog import VARIANTS
 from icljax.comparison import changes, inputs
 from icljax.data import datasets, splits, tasks
 from icljax.errors import UserError
@@ -40,6 +40,7 @@ def prepare(tiny_folder, folder, **changes):
     config = config_lib.default()
     config.task, config.model, config.data.source = "mine", str(tiny_folder), f"jsonl:{folder}"
     config.data.fields = "text={title} {body}"
+    config.mode, config.selection.split, config.record_position = "paper", "train", "answer"
     config.seeds, config.num_demonstrations, config.selection.num_examples = (1, 2), 3, 4
     config.update_from_flattened_dict(changes)
     config_lib.validate(config)
@@ -175,11 +176,11 @@ def test_a_prompt_without_tokens_has_no_answer_position(tiny_folder, tmp_path):
     prepare(tiny_folder, tmp_path, **wanted | {"template": "Post: {text}"})
 
 
-def test_an_unknown_data_control_is_refused(tiny_folder, folder):
+def test_an_unknown_variant_is_refused(tiny_folder, folder):
     """It was read as other_answers."""
     prepared = prepare(tiny_folder, folder, **ANSWERS)
     rows = np.arange(2)
-    for name in (n for n, control in CONTROLS.items() if control.kind == "data"):
+    for name in VARIANTS:
         args = (
             prepared.encoder,
             prepared.dataset.train,
@@ -188,7 +189,7 @@ def test_an_unknown_data_control_is_refused(tiny_folder, folder):
             ("x", "y"),
         )
         assert changes.changed_demonstrations(name, *args)
-    with pytest.raises(UserError, match="data control is 'mirrored_labels'; expected one of perm"):
+    with pytest.raises(UserError, match="variant is 'mirrored_labels'; expected one of perm"):
         changes.changed_demonstrations("mirrored_labels", *args)
 
 

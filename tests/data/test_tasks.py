@@ -4,10 +4,11 @@ import re
 import numpy as np
 import pytest
 
-from icljax.data import datasets, sources
+from icljax import checkpoints
+from icljax.data import datasets, prompts, sources
 from icljax.data import rows as rows_lib
-from icljax.data.task import template_fields
-from icljax.data.task_table import TASKS
+from icljax.data.task import folded, template_fields
+from icljax.data.task_table import SYMBOLS, TASKS
 from icljax.data.tasks import get_task, layout_of
 from icljax.errors import UserError
 from icljax.experiments import config as config_lib
@@ -279,19 +280,19 @@ PUBLISHED = [
 ]  # fmt: skip
 
 
-def load_parts(folder, name):
+def load_parts(folder, task):
     """The first row of a folder's val.jsonl for demonstrations, the others for evaluation."""
     settings = config_lib.default().data
     settings.source = f"jsonl:{folder}"
     settings.train_split, settings.validation_split = "val[:1]", "val[1:]"
-    return datasets.load(settings, TASKS[name])
+    return datasets.load(settings, task)
 
 
 @pytest.mark.parametrize(("name", "rows", "right"), PUBLISHED)
 def test_rows_as_they_are_published(tmp_path, name, rows, right):
     task = TASKS[name]
     (tmp_path / "val.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    loaded = load_parts(tmp_path, name)
+    loaded = load_parts(tmp_path, task)
     chosen = [
         task.candidates(fields, split.choices[i] if split.choices else [])[split.labels[i]]
         for split in (loaded.train, loaded.validation)
@@ -326,7 +327,7 @@ def test_a_pronoun_that_is_not_there_is_told(tmp_path, form, index):
     (tmp_path / "val.jsonl").write_text(json.dumps(row))
     says = rf"val.jsonl:1: '.*span2_index' is {index}, expected .* among the 4 words"
     with pytest.raises(UserError, match=says):
-        load_parts(tmp_path, "wsc")
+        load_parts(tmp_path, TASKS["wsc"])
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 0), (3, 2), (-2, 3), (1, 2), (0, 9), (9, 12)])
@@ -334,7 +335,7 @@ def test_a_word_that_is_not_there_is_told(tmp_path, start, end):
     row = {"sentence1": "a place", "sentence2": "b", "start1": start, "end1": end, "label": 0}
     (tmp_path / "val.jsonl").write_text(json.dumps(row))
     with pytest.raises(UserError, match=rf"val.jsonl:1: 'start1' {start} to 'end1' {end} is no w"):
-        load_parts(tmp_path, "wic")
+        load_parts(tmp_path, TASKS["wic"])
 
 
 def test_only_what_follows_the_blank_is_scored():
@@ -413,6 +414,77 @@ def test_overrides_win():
         get_task("sst2", answers=("a", "b"), choices="options")
     own = get_task("mine", "{a}: {b} =", ["x", "y"])
     assert (own.name, own.answers) == ("mine", ("x", "y"))
+
+
+CLASSIFICATION = [name for name, task in TASKS.items() if task.answers]
+
+
+def test_symbols_are_no_answers():
+    """Nor do they begin one, as a fragment of a word could; each task has enough of them."""
+    assert len(SYMBOLS) == len(set(SYMBOLS)) >= 20
+    answers = {folded(a) for task in TASKS.values() for a in (*task.answers, *task.names)}
+    assert not [(s, a) for s in SYMBOLS for a in answers if a.startswith(s) or s.startswith(a)]
+    assert max(len(TASKS[name].answers) for name in CLASSIFICATION) <= len(SYMBOLS)
+
+
+@pytest.mark.parametrize("name", CLASSIFICATION)
+def test_symbols_stand_for_the_answers(name):
+    own, task = TASKS[name], get_task(name, answers=("symbols",))
+    assert task.answers == SYMBOLS[: len(own.answers)]
+    assert task.classes == task.labels == own.answers
+    assert (task.template, task.sources, task.names) == (own.template, own.sources, own.names)
+    assert get_task(name, "{text} ->", ("symbols",)).template == "{text} ->"
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"), [(name, rows) for name, rows, _ in PUBLISHED if TASKS[name].answers]
+)
+def test_labels_are_read_as_those_of_the_natural_answers(tmp_path, name, rows):
+    (tmp_path / "val.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    natural = load_parts(tmp_path, TASKS[name])
+    task = get_task(name, answers=("symbols",))
+    symbols = load_parts(tmp_path, task)
+    assert symbols.fingerprint == natural.fingerprint  # of texts and labels
+    label = natural.validation.labels[0]
+    assert task.candidates(symbols.validation.fields[0], [])[label] == ("", SYMBOLS[label])
+
+
+def test_a_label_that_may_be_two_answers_is_asked_for_with_symbols_too(tmp_path):
+    """RTE's answers are Yes and No, in this order: true is the first by text, the second by index.
+
+    Were labels read by the symbols, `true` could be the index alone: the wrong class, in silence.
+    """
+    rows = [{"premise": f"{x}", "hypothesis": "h", "label": x} for x in (True, False)]
+    (tmp_path / "val.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match=r"'Yes' by text.*config.data.label_is") as caught:
+        load_parts(tmp_path, get_task("rte", answers=("symbols",)))
+    with pytest.raises(UserError) as natural:
+        load_parts(tmp_path, TASKS["rte"])
+    assert str(caught.value) == str(natural.value)
+
+
+@pytest.mark.parametrize("given", [{"name": "piqa"}, {"name": "mine", "template": "{text} is"}])
+def test_symbols_need_answers_to_replace(given):
+    with pytest.raises(UserError, match=f"'symbols': task '{given['name']}'.*foo,bar") as caught:
+        get_task(**given, answers=("symbols",))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    "model",
+    [
+        "smollm2-135m",
+        "gemma-3-270m",
+        pytest.param("qwen2.5-coder-0.5b", marks=pytest.mark.parity),  # a fetch more
+    ],
+)
+def test_symbols_are_one_token_each(model):
+    tokenizer = checkpoints.open_checkpoint(model).tokenizer
+    for name in CLASSIFICATION:
+        tokens = prompts.answer_tokens(tokenizer, TASKS[name].template, SYMBOLS)
+        assert {len(t) for t in tokens} == {1}
+        assert len(set(tokens)) == len(SYMBOLS)
 
 
 def test_unknown_task_names_the_nearest_and_the_way_out():

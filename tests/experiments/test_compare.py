@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from icljax import checkpoints, metrics
-from icljax.comparison import controls, inputs, memory, programs
+from icljax.comparison import inputs, memory, programs
+from icljax.comparison import weights as weights_lib
 from icljax.errors import UserError
-from icljax.experiments import compare
+from icljax.experiments import compare, paper
 from icljax.experiments import config as config_lib
-from icljax.reports.markup import markdown_text
 from icljax.runtime import workdir
 from tests.conftest import undrawn, write_folder
 
@@ -29,16 +29,18 @@ def tiny_config(folder, reviews, **changes) -> ConfigDict:
     config = config_lib.default()
     config.update(
         {
+            "mode": "paper",
             "task": "mr",
             "model": str(folder),
             "num_demonstrations": 4,
             "seeds": (1, 2),
+            "select_seed": False,
+            "record_position": "answer",
             "data": {"source": f"jsonl:{reviews}"},
             "finetune": {"learning_rates": (0.01, 0.1)},
-            "selection": {"num_examples": 8},
+            "selection": {"num_examples": 8, "split": "train"},
             "eval": {"num_examples": 12},
-            "controls": {"names": ("untrained",), "num_examples": 4},
-            "metrics": {"bootstrap_samples": 200},
+            "metrics": {"bootstrap_samples": 200, "random_update": "gaussian"},
         }
     )
     config.update_from_flattened_dict(changes)
@@ -105,7 +107,6 @@ def test_results_agree_with_the_examples(done):
         assert low < results["similarities"][name]["mean"] < high
         baseline = next(iter(results["similarities"][name]["baselines"].values()))
         assert baseline["mean"] == pytest.approx(arrays[name + "_random"].mean(), abs=1e-5)
-    assert set(results["controls"]) == {"untrained"}
     assert sum(results["agreement"]["patterns"].values()) == pytest.approx(1, abs=1e-5)
 
 
@@ -181,7 +182,7 @@ def test_selecting_as_the_paper_does(tiny_folder, reviews, tmp_path):
     config = tiny_config(
         tiny_folder,
         reviews,
-        **{"selection.split": "validation", "select_seed": True, "controls.names": ()},
+        **{"selection.split": "validation", "select_seed": True},
     )
     results = run(config, tmp_path / "job")
     with np.load(tmp_path / "job/examples.npz") as f:
@@ -193,7 +194,7 @@ def test_selecting_as_the_paper_does(tiny_folder, reviews, tmp_path):
 
 
 def test_seed_selected_on_held_out_examples(tiny_folder, reviews, tmp_path):
-    changes = {"select_seed": True, "controls.names": ()}
+    changes = {"select_seed": True}
     results = run(tiny_config(tiny_folder, reviews, **changes), tmp_path / "job")
     best = results["selection"]["best_seed"]
     assert best["icl_accuracy"][(1, 2).index(best["seed"])] == max(best["icl_accuracy"])
@@ -206,7 +207,7 @@ def test_loss_not_finite_at_any_rate(tiny_folder, reviews, tmp_path):
 
 
 def test_one_bad_rate_is_passed_over(tiny_folder, reviews, tmp_path):
-    changes = {"finetune.learning_rates": (0.01, 3e38), "controls.names": ()}
+    changes = {"finetune.learning_rates": (0.01, 3e38)}
     results = run(tiny_config(tiny_folder, reviews, **changes), tmp_path / "job")
     assert results["selection"]["learning_rate"] == [0.01, 0.01]
     assert [row[1] for row in results["selection"]["accuracy"]] == [None, None]
@@ -217,7 +218,7 @@ def test_untrained_weights_keep_what_they_say(tiny_folder):
     params = checkpoints.load_params(checkpoint.folder, checkpoint.config)
     initialize = functools.partial(programs.initialize, checkpoint.config)
     kept, fresh = (
-        controls.reinitialize(params, weights, initialize, 0)
+        weights_lib.reinitialize(params, weights, initialize, 0)
         for weights in ("untrained_keep_embeddings", "untrained")
     )
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -261,7 +262,7 @@ def test_gpt2_folder_runs_through_the_same_code(reviews, tmp_path):
         "eos_token_id": 1,
     }
     folder = write_folder(tmp_path / "gpt2", config, tensors)
-    changes = {"controls.names": (), "answers": ("very good film", "bad")}
+    changes = {"answers": ("very good film", "bad")}
     results = run(tiny_config(folder, reviews, **changes), tmp_path / "job")
     assert len(results["similarities"]["sim_aou"]["per_layer"]) == 2
 
@@ -270,12 +271,18 @@ def test_a_mistake_does_not_lock_the_workdir(tiny_folder, reviews, tmp_path):
     wrong = tiny_config(tiny_folder, reviews, **{"prompt.max_length": 40})
     with pytest.raises(UserError, match="no demonstration fits"):
         run(wrong, tmp_path / "job")
-    right = tiny_config(tiny_folder, reviews, **{"controls.names": ()})
+    right = tiny_config(
+        tiny_folder,
+        reviews,
+    )
     assert run(right, tmp_path / "job")["config"]["prompt"]["max_length"] == 0
 
 
 def test_interrupted_job_starts_again(tiny_folder, reviews, tmp_path):
-    config = tiny_config(tiny_folder, reviews, **{"controls.names": ()})
+    config = tiny_config(
+        tiny_folder,
+        reviews,
+    )
     with workdir.claimed(tmp_path / "job", config) as done:
         assert done is None
     assert run(config, tmp_path / "job")["task"] == "mr"
@@ -287,7 +294,6 @@ def test_every_kind_of_attention_runs_through_the_same_code(done, tiny_folder, r
     changes = {
         "attention.kind": "delta_momentum,momentum,softmax",
         "attention.ema": 0.3,
-        "controls.names": (),
     }
     results = run(tiny_config(tiny_folder, reviews, **changes), tmp_path / "job")
     assert "delta_momentum,momentum,softmax" in (tmp_path / "job/report.md").read_text()
@@ -318,35 +324,16 @@ def test_attention_that_has_no_meaning_is_refused(field, value, match):
         config_lib.validate(config)
 
 
-def test_a_number_that_is_not_one_ends_the_job_and_spares_the_rest(
-    tiny_folder, reviews, tmp_path, monkeypatch
-):
-    """A control with NaN is left out and named; with NaN of its own the job says where."""
-    compare_controls = controls.compare
-
-    def broken(trained, kinds, *rest):
-        out = compare_controls(trained, kinds, *rest)
-        for comparison in out.values():
-            comparison.logprob_ft[1, 2] = np.nan
-        return out
-
-    monkeypatch.setattr(controls, "compare", broken)
-    results = run(tiny_config(tiny_folder, reviews), tmp_path / "a")
-    assert results["controls"] == {}
-    (line,) = results["controls_left_out"]
-    assert line.startswith("control untrained is left out: example ")
-    assert "the finetuned model of seed 2 gives log-probabilities [nan, nan]" in line
-    assert markdown_text(line) in (tmp_path / "a/report.md").read_text()
-    assert "control untrained is left out" in (tmp_path / "console.txt").read_text()
-
-    settings_compared = compare.compare_settings
+def test_a_number_that_is_not_one_ends_the_job(tiny_folder, reviews, tmp_path, monkeypatch):
+    """With NaN of its own the job says where."""
+    settings_compared = paper.compare_settings
 
     def nothing(*args):
         out = settings_compared(*args)
         out.logprob_zsl[3] = np.nan
         return out
 
-    monkeypatch.setattr(compare, "compare_settings", nothing)
+    monkeypatch.setattr(paper, "compare_settings", nothing)
     with pytest.raises(UserError, match=r"example \d+ .*: zero-shot gives log-probabilities \[nan"):
         run(tiny_config(tiny_folder, reviews), tmp_path / "b")
     assert not (tmp_path / "b/results.json").exists()

@@ -8,7 +8,7 @@ import signal
 import pytest
 from rich.console import Console
 
-from configs import findings, paper
+from configs import paper
 from icljax.errors import UserError
 from icljax.experiments import compare, sweep
 from icljax.experiments import config as config_lib
@@ -68,7 +68,7 @@ def test_tasks_models_and_settings_make_the_jobs():
 def test_overrides_are_for_the_jobs_whose_names_fit():
     overrides = (("cb_*", {"seeds": (5,)}), ("*_two_k8", {"seeds": (6,), "data.source": "tfds:x"}))
     plan = {p.folder: p.config for p in sweep.plan(sweep_config(overrides=overrides))}
-    assert plan["mr_one"].seeds == (1, 2, 3)
+    assert plan["mr_one"].seeds == (1, 2, 3, 4, 5, 6, 7, 8)
     assert plan["cb_one"].seeds == plan["cb_two"].seeds == plan["cb_one_k8"].seeds == (5,)
     assert plan["cb_two_k8"].seeds == plan["mr_two_k8"].seeds == (6,)
     assert plan["cb_two_k8"].data.source == "tfds:x"
@@ -185,30 +185,15 @@ def test_the_papers_sweep_is_the_papers():
         assert config.finetune.learning_rates == (cell.learning_rate,)
         assert config.num_demonstrations == published.TASKS[task].demonstrations
         assert (config.eval.num_examples, config.prompt.separator) == (0, "<eos>")
-        assert "other_seed" not in config.controls.names  # there is none
+        assert (config.mode, config.select_seed) == ("paper", False)
 
 
 def test_the_papers_search():
     config = paper.get_config("search")
     sweep.validate(config)
     job = sweep.plan(config)[0].config
+    config_lib.fill_in(job)
     assert len(job.finetune.learning_rates) * len(job.seeds) == 36 * 7
     assert (job.selection.split, job.select_seed) == ("validation", True)
     with pytest.raises(UserError, match="published or search"):
         paper.get_config("serach")
-
-
-def test_the_study():
-    config = findings.get_config()
-    sweep.validate(config)
-    plan = {p.folder: p.config for p in sweep.plan(config)}
-    assert len(plan) == 9  # the layer-causal form for three tasks
-    sizes = {folder: c.eval.num_examples for folder, c in plan.items()}
-    assert sizes["agnews_smollm2-135m"] == 200
-    assert sizes["mr_smollm2-135m"] == sizes["cb_smollm2-135m"] == 0
-    assert sizes["sst2_smollm2-135m_lcgd"] == sizes["mr_smollm2-135m_lcgd"] == 50
-    assert plan["sst5_smollm2-135m_lcgd"].finetune.method == "lcgd"
-    config.overrides = config.skip = ()
-    sweep.validate(config)
-    whole = [p.config.eval.num_examples for p in sweep.plan(config)]
-    assert whole == [0] * 6 + [50] * 6

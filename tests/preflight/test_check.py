@@ -19,10 +19,10 @@ from rich.console import Console
 from icljax import checkpoints
 from icljax.comparison.inputs import prepare
 from icljax.errors import UserError
-from icljax.experiments import compare, pretrain
 from icljax.experiments import config as config_lib
+from icljax.experiments import job, paper, pretrain
 from icljax.preflight import calls as calls_lib
-from icljax.preflight import check, costs, hardware, hlo, lengths, rows
+from icljax.preflight import check, costs, hardware, hlo, lengths, rows, tables
 from icljax.runtime import sharding
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,10 @@ SHAPES_ONLY = check.Options(compile=False)
 
 def sst2(model="fairseq-1.3b", **changes):
     config = config_lib.default()
-    config.task, config.model = "sst2", model
+    config.task, config.model, config.mode, config.select_seed = "sst2", model, "paper", False
+    config.seeds, config.finetune.learning_rates = (1, 2, 3), (1e-4, 3e-4, 1e-3, 3e-3, 0.03, 0.3)
+    config.selection.split, config.selection.num_examples = "train", 64
+    config.eval.num_examples = 200
     config.update_from_flattened_dict(changes)
     return config
 
@@ -92,12 +95,44 @@ def test_work_of_the_papers_job():
     assert work.demonstrations.train_length.max() == 102  # BOS, 100 tokens, the answer
 
 
-# Of `Programs`: once a control, in milliseconds.
-NOT_LISTED = {"initialize", "perturb", "devices"}
+# Of `Programs`: once a job, in milliseconds.
+NOT_LISTED = {"initialize", "devices"}
 
 
 class EndOfJobError(Exception):
     """Raised where a job has called its last program."""
+
+
+def end_of_job(*_):
+    raise EndOfJobError
+
+
+def counted(programs, seen, value=lambda name: 0):
+    """Programs that count their calls, and return arrays of the same number throughout."""
+    shapes = {}
+
+    def of(name):
+        def call(*arguments):
+            key = name, signature(arguments)
+            seen[key] += 1
+            if key not in shapes:
+                shapes[key] = jax.eval_shape(getattr(programs, name), *arguments)
+            number = value(name)
+            return jax.tree.map(lambda x: jnp.full(x.shape, number, x.dtype), shapes[key])
+
+        return call
+
+    names = {field.name for field in dataclasses.fields(programs)} - NOT_LISTED
+    return dataclasses.replace(programs, **{name: of(name) for name in names})
+
+
+def check_foreseen(calls, seen):
+    foreseen: Counter = Counter()
+    for call in calls:
+        foreseen[call.name, signature(call.arguments)] += call.times
+    assert seen.keys() == foreseen.keys()
+    for (name, arguments), count in foreseen.items():
+        assert seen[name, arguments] == count, name
 
 
 def test_every_program_of_a_real_job_was_foreseen(tiny_folder, reviews, tmp_path, monkeypatch):
@@ -108,54 +143,32 @@ def test_every_program_of_a_real_job_was_foreseen(tiny_folder, reviews, tmp_path
     config.seeds, config.num_demonstrations = (1, 2), 3
     config.finetune.learning_rates, config.finetune.runs_at_once = (0.01, 0.1), 2
     config.selection.num_examples, config.eval.num_examples = 6, 8
-    config.controls.names, config.controls.num_examples = ("all",), 4
-    config.select_seed = True
+    config.mode, config.selection.split, config.select_seed = "paper", "train", True
+    config_lib.fill_in(config)
     seen: Counter = Counter()
 
-    def recorded(*args):
-        programs = make_programs(*args)
-
-        def zeros(name):
-            def call(*arguments):
-                seen[name, signature(arguments)] += 1
-                shapes = jax.eval_shape(getattr(programs, name), *arguments)
-                return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-            return call
-
-        names = {field.name for field in dataclasses.fields(programs)} - NOT_LISTED
-        return dataclasses.replace(programs, **{name: zeros(name) for name in names})
-
-    def end(*_):
-        raise EndOfJobError
-
-    make_programs = compare.make_programs
-    monkeypatch.setattr(compare, "make_programs", recorded)
-    monkeypatch.setattr(compare.statistics, "example_arrays", end)
+    make = paper.make_programs
+    monkeypatch.setattr(paper, "make_programs", lambda *args: counted(make(*args), seen))
+    monkeypatch.setattr(paper.statistics, "example_arrays", end_of_job)
     with pytest.raises(EndOfJobError):
-        compare.run(config, tmp_path / "job", Console(quiet=True))
+        paper.run(config, tmp_path / "job", Console(quiet=True))
 
     checkpoint = checkpoints.open_checkpoint(config.model)
-    job = prepare(config, checkpoint, lambda _: None)
+    prepared = prepare(config, checkpoint, lambda _: None)
     mesh = sharding.make_mesh(1, 1)
-    calls = calls_lib.compare_calls(config, checkpoint.config, job, mesh, 1 << 33)
-    foreseen: Counter = Counter()
-    for call in calls:
-        foreseen[call.name, signature(call.arguments)] += call.times
-    assert seen.keys() == foreseen.keys()
-    for (name, arguments), count in foreseen.items():
-        assert seen[name, arguments] == count, name
+    calls = calls_lib.compare_calls(config, checkpoint.config, prepared, mesh, 1 << 33)
+    check_foreseen(calls, seen)
 
 
 def signature(arguments):
     leaves, tree = jax.tree.flatten(arguments)
-    return str(tree), tuple((x.shape, str(x.dtype)) for x in leaves)
+    return str(tree), tuple((np.shape(x), str(jnp.result_type(x))) for x in leaves)
 
 
 @pytest.fixture(scope="module")
 def small():
     """A small decoder's job on one device, with its programs."""
-    config = sst2("fairseq-125m", num_demonstrations=4, dtype="float32", **{"controls.names": ()})
+    config = sst2("fairseq-125m", num_demonstrations=4, dtype="float32")
     config.eval.tokens_per_batch, config.eval.num_examples = 512, 32
     job = check.make_checked(config, SHAPES_ONLY)
     small = {"width": 48, "mlp_width": 96, "num_layers": 3, "vocab_size": 512, "head_width": 16}
@@ -168,8 +181,7 @@ def small():
 def test_what_programs_hand_each_other(small):
     calls, programs = small
     for call in calls:
-        program = getattr(programs, call.name)
-        out = jax.eval_shape(program, *call.arguments)
+        out = jax.eval_shape(programs[call.name], *call.arguments)
         if call.outputs is not None:
             assert signature(out) == signature(call.outputs), call.name
 
@@ -178,7 +190,7 @@ def test_what_programs_hand_each_other(small):
 def test_closed_forms_are_what_is_compiled(small, name):
     calls, programs = small
     call = next(c for c in calls if c.name == name)
-    compiled = getattr(programs, name).lower(*call.arguments).compile()
+    compiled = programs[name].lower(*call.arguments).compile()
     cost = hlo.analyze(compiled.as_text())
     np.testing.assert_allclose(cost.flops, call.estimate.flops, rtol=0.01)
     arguments = compiled.memory_analysis().argument_size_in_bytes
@@ -215,15 +227,6 @@ def test_the_smallest_topology():
     assert examined(sst2("fairseq-125m"), "gpu:8xa100-40").smallest.topology.size == 1
 
 
-def test_what_is_held_beside_counts():
-    """Controls are compared while the trained model's embeddings and norms are kept."""
-    by_name = {row.name: row for row in examined(sst2(), "gpu:1xh100").asked.rows}
-    trained, control = by_name["compare"], by_name["control: compare"]
-    assert control.calls == 4  # one batch of each control
-    assert control.total == trained.total + control.beside
-    assert 1 < control.beside / (2 * 50264 * 2048) < 1.01  # bfloat16
-
-
 def test_more_seeds_cost_more_memory_and_time():
     few = examined(sst2(seeds=(1,)), "gpu:1xh100").asked
     many = examined(sst2(seeds=tuple(range(1, 8))), "gpu:1xh100").asked
@@ -231,8 +234,13 @@ def test_more_seeds_cost_more_memory_and_time():
     assert many.seconds > 2 * few.seconds
 
 
+def test_durations_as_people_read_them():
+    texts = [tables.duration(x) for x in (0.0123, 56.4, 112, 150, 8000, 200_000)]
+    assert texts == ["0.012 s", "56 s", "110 s", "2.5 min", "2.22 h", "2.31 days"]
+
+
 def test_seconds_of_an_operation_and_a_collective():
-    chip = hardware.Chip(memory=1, flops=100.0, bandwidth=10.0, links=5.0)
+    chip = hardware.Chip(memory=1, flops=100.0, exact=20.0, bandwidth=10.0, links=5.0)
     topology = hardware.Topology("x", chip, 2, tpu=True)
     collective = hlo.Collective("all-gather", 10, 2, "")  # sends 10 bytes
     work = Counter({hlo.Work(200.0, 1.0): 3, hlo.Work(1.0, 70.0): 1})
@@ -251,7 +259,7 @@ def test_pretraining():
     assert step.calls == config.train.steps * len(config.seeds)
     state = check.from_shapes(check.make_checked(config, SHAPES_ONLY), report.asked.topology, 1)
     decoder = pretrain.decoder_config(config, "softmax", config.text.vocab_size)
-    size = sum(x.size for x in jax.tree.leaves(compare.shapes(decoder)))
+    size = sum(x.size for x in jax.tree.leaves(job.shapes(decoder)))
     assert state.rows[0].arguments >= 12 * size  # parameters and two moments, float32
 
 
@@ -282,10 +290,10 @@ def test_a_compiler_that_gave_up_says_how_much_it_wanted():
     assert rows._too_large(message, row) == 19 << 30
 
 
-def command(*flags, cwd=ROOT):
+def command(*flags, config="sst2.py"):
     return subprocess.run(
-        [sys.executable, "-m", "icljax.preflight", f"--config={ROOT / 'configs/sst2.py'}", *flags],
-        cwd=cwd,
+        [sys.executable, "-m", "icljax.preflight", f"--config={ROOT / 'configs' / config}", *flags],
+        cwd=ROOT,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         capture_output=True,
         text=True,
@@ -301,7 +309,7 @@ def test_the_command_line(tmp_path):
     assert "from shapes alone" in fits.stdout
     found = json.loads(file.read_text())
     assert found["asked"]["fits"] is True
-    assert {row["name"] for row in found["asked"]["programs"]} >= {"encode", "finetune", "compare"}
+    assert {row["name"] for row in found["asked"]["programs"]} >= {"encode", "finetune", "updates"}
     small = command(
         "--config.model=fairseq-13b", "--topology=gpu:4xa100-40", "--config.mesh.model=1"
     )
@@ -325,14 +333,14 @@ from icljax.preflight import check, hardware, rows
 check.set_up()
 config = config_lib.default()
 config.task, config.model, config.seeds = "sst2", "fairseq-125m", (1, 2)
-config.controls.names = ()
+config.mode = "paper"
 job = check.make_checked(config, check.Options())
 guess = check.from_shapes(job, hardware.parse("v5e:2x2"), 2)
 mesh = check.tpu_mesh(guess)
 programs = job.programs(mesh, "")
 for call in job.calls(mesh, guess.topology.chip.memory):
     if call.name in ("encode", "score", "compare"):
-        row = rows.compiled_row(getattr(programs, call.name), call, guess, -1.0)
+        row = rows.compiled_row(programs[call.name], call, guess, -1.0)
         print(json.dumps(dataclasses.asdict(row)))
 """
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from icljax import results
-from icljax.catalog import CONTROL_KINDS, CONTROLS, SETTINGS, SIMILARITIES
+from icljax.catalog import SETTINGS, SIMILARITIES
 from icljax.checkpoints.origin import Origin
 from icljax.comparison import statistics
 from icljax.comparison.grid import Chosen, Dose
@@ -21,12 +21,12 @@ from icljax.comparison.pairs import NAMES
 from icljax.comparison.reading import Comparison
 from icljax.data.tasks import get_task
 from icljax.experiments import config as config_lib
-from icljax.reports import claims, figures, job, markup, plots, rates, report
+from icljax.reports import baselines, figures, job, markup, plots, rates, report
 from icljax.reports import summary as summaries
 from icljax.reports.tables import DOSE_SIMILARITIES
 
 SEEDS, EXAMPLES, LAYERS = (3, 7), 16, 5
-CONTROL_EXAMPLES = SELECTION_EXAMPLES = 8
+SELECTION_EXAMPLES = 8
 RATES = (0.001, 0.01, 0.1)
 FIGURES = {
     "accuracy",
@@ -39,7 +39,7 @@ FIGURES = {
 LABELS = (np.arange(EXAMPLES) % 3 == 0).astype(int)
 
 
-def make_comparison(seed=0, examples=EXAMPLES, kind="data"):
+def make_comparison(seed=0, examples=EXAMPLES):
     """Random numbers laid out as `programs.compare_settings` lays them out."""
     rng = np.random.default_rng(seed)
     lead = {"zsl": (), "icl": (len(SEEDS),), "ft": (len(SEEDS),)}
@@ -47,8 +47,6 @@ def make_comparison(seed=0, examples=EXAMPLES, kind="data"):
 
     def similarity(name):
         shape = (len(SEEDS), examples, LAYERS, *((2,) if "update" in name else ()))
-        if kind == "update" and name.startswith(("kendall", "recall")):
-            return np.full(shape, np.nan, np.float32)
         return rng.uniform(-0.2, 0.9, shape).astype(np.float32)
 
     fields = {name: similarity(name) for name in NAMES}
@@ -74,6 +72,7 @@ def make_dose(rng):
 
 def make_config():
     config = config_lib.default()
+    config.mode, config.record_position, config.select_seed = "paper", "answer", False
     config.seeds, config.finetune.learning_rates = SEEDS, RATES
     config.metrics.bootstrap_samples = 50
     config.num_demonstrations = 4
@@ -104,15 +103,8 @@ def make_job(stand_in="", answers=None):
     )
 
 
-def make_controls(names):
-    return {
-        name: make_comparison(i, CONTROL_EXAMPLES, CONTROLS[name].kind)
-        for i, name in enumerate(names, 1)
-    }
-
-
-def make_results(folder, arrays, job=None, best_seed=None, names=None, **changes):
-    """Results as a job makes them, with controls, after a round trip through JSON."""
+def make_results(folder, arrays, job=None, best_seed=None, **changes):
+    """Results as a job makes them, after a round trip through JSON."""
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (folder / name).write_text("{}")
     config = make_config()
@@ -123,8 +115,7 @@ def make_results(folder, arrays, job=None, best_seed=None, names=None, **changes
     origin = Origin("instruct", "Q4_1: Q4_1 79 %, Q8_0 21 %", "folder tiny")
     dtype = types.SimpleNamespace(dtype="float32")
     checkpoint = types.SimpleNamespace(folder=folder, config=dtype, origin=origin)
-    controls = make_controls(config.controls.names if names is None else names)
-    given = (config, checkpoint, job or make_job(), chosen, arrays, best_seed, controls)
+    given = (config, checkpoint, job or make_job(), chosen, arrays, best_seed)
     summary = results.to_plain(statistics.summarize(*given))
     summary["seconds"] = {"finetune": 61.25, "compare": 2.5}
     return json.loads(json.dumps(summary, allow_nan=False))
@@ -228,24 +219,6 @@ def test_intervals_are_over_seeds_and_examples(summary, arrays):
     np.testing.assert_allclose(np.stack([low, high], 1), expected, atol=2e-6)
 
 
-def test_the_job_is_held_against_a_control_on_the_controls_examples(summary, arrays):
-    for i, (name, control) in enumerate(summary["controls"].items(), 1):
-        kind = CONTROLS[name].kind
-        other = statistics.example_arrays(make_job(), make_comparison(i, CONTROL_EXAMPLES, kind))
-        own = {k: arrays[k][:, :CONTROL_EXAMPLES] for k in ("sim_aou", "pred_icl")}
-        assert (control["kind"], control["evaluated"]) == (kind, CONTROL_EXAMPLES)
-        difference = control["difference"]
-        check_average(difference["sim_aou"], (own["sim_aou"] - other["sim_aou"]).mean(-1))
-        label = arrays["label"][:CONTROL_EXAMPLES]
-        right = (own["pred_icl"] == label) * 1.0 - (other["pred_icl"] == label)
-        check_average(difference["accuracy_icl"], right)
-        assert (
-            ("kendall" in difference)
-            == ("kendall" in control["similarities"])
-            == (kind != "update")
-        )
-
-
 def test_the_dose_response_is_of_every_rate_and_null_where_a_seed_diverged(summary):
     dose = make_dose(np.random.default_rng(9))
     given = summary["dose_response"]
@@ -345,6 +318,20 @@ def test_results_that_do_not_say_what_the_weights_are(summary):
     assert not any("Weights of" in str(b) for b in summaries.console_blocks(typed(summary)))
 
 
+def test_what_differs_from_the_papers_protocol(text, summary):
+    assert "best seed reported False (True); seeds 2 (7); learning rates 3 (36)" in text
+    config = copy.deepcopy(summary["config"])
+    config |= {"select_seed": True, "seeds": list(range(7)), "num_demonstrations": 36}
+    config["selection"]["split"], config["record_position"] = "validation", "first_label"
+    config["prompt"]["separator"] = "<eos>"
+    told = job.protocol_text(typed(summary | {"config": config}))
+    assert "selected on" not in told
+    assert "learning rates 3 (36)" in told
+    assert "model 'smollm2-135m' (\"fairseq's dense 1.3B and 2.7B\")" in told
+    del config["mode"]
+    assert job.protocol_text(typed(summary | {"config": config})) == ""
+
+
 def test_setup_is_complete(text, summary):
     setup = text[text.index("## Data, model, machine") :]
     rows = dict(table(setup, "", ""))
@@ -399,14 +386,14 @@ def test_all_seeds_are_not_called_the_best_of_seeds(text):
 def compared(monkeypatch, others):
     """What stands beside a similarity: name -> (low end, each seed's) of the difference."""
     found = {
-        name: claims.Beside(
+        name: baselines.Beside(
             results.UNKNOWN,
             results.Estimate(mean=low, interval=(low, 1.0), per_seed=tuple(per_seed)),
         )
         for name, (low, per_seed) in others.items()
     }
-    monkeypatch.setattr(claims, "beside", lambda *_: found)
-    monkeypatch.setattr(claims, "name_of", lambda name: name)
+    monkeypatch.setattr(baselines, "beside", lambda *_: found)
+    monkeypatch.setattr(baselines, "name_of", lambda name: name)
 
 
 @pytest.mark.parametrize(
@@ -423,7 +410,7 @@ def compared(monkeypatch, others):
 )
 def test_verdict(lows, expected, monkeypatch):
     compared(monkeypatch, {name: (low, ()) for name, low in lows.items()})
-    assert claims.verdict(None, "sim_aou") == expected
+    assert baselines.verdict(None, "sim_aou") == expected
 
 
 @pytest.mark.parametrize(
@@ -436,7 +423,7 @@ def test_verdict(lows, expected, monkeypatch):
 )
 def test_seeds_above(one, other, expected, monkeypatch):
     compared(monkeypatch, {"a": (0, one), "b": (0, other)})
-    assert claims.seeds_above(None, "sim_aou") == expected
+    assert baselines.seeds_above(None, "sim_aou") == expected
 
 
 @pytest.mark.parametrize(
@@ -450,36 +437,6 @@ def test_seeds_above(one, other, expected, monkeypatch):
 )
 def test_direction(interval, expected):
     assert job.direction(results.Estimate(interval=interval)) == expected
-
-
-def test_controls_stand_beside_the_job_by_paired_differences(tmp_path, arrays):
-    summary = make_results(tmp_path, arrays, names=tuple(CONTROLS))
-    text = markdown(summary)
-    rows = table(text, "", "examples", "ICL, %", "FT, %")
-    header = ["accuracy_icl", "accuracy_ft", *claims.COLUMNS]
-    groups = [row[0] for row in rows if row[1:] == [""] * 9]
-    assert groups == [f"**{title}**" for title in CONTROL_KINDS.values()]
-    found = {row[0]: row[2:] for row in rows if row[0] not in groups}
-    assert len(found) == 1 + len(CONTROLS)
-    for name, control in summary["controls"].items():
-        title = CONTROLS[name].title
-        assert f"- **{title}:** " in text
-        for column, cell in zip(header, found[title], strict=True):
-            if column == "kendall" and control["kind"] == "update":
-                assert cell == "-"  # nothing to rank
-                continue
-            own, paired = cell.removesuffix("</sub>").split(" <sub>")
-            scale = 100 if "accuracy" in column else 1
-            where = column.split("_")
-            got = control["accuracy"][where[1]] if scale == 100 else control["similarities"][column]
-            assert float(own.strip("*")) == pytest.approx(scale * got["mean"], abs=0.06)
-            difference = control["difference"][column]
-            bold = scale == 1 and difference["interval"][0] <= 0
-            assert own.startswith("**") == bold
-            mean = float(paired.split()[0])
-            assert mean == pytest.approx(
-                scale * difference["mean"], abs=0.06 if scale > 1 else 6e-4
-            )
 
 
 def test_the_dose_response_says_where_similarity_is_highest(summary):
@@ -529,9 +486,8 @@ def test_multiple_choice_has_nothing_calibrated(tmp_path, arrays):
     assert len(job_figure(changed, "accuracy").panels) == 1
 
 
-def test_one_seed_is_reported_with_its_controls(of_best_seed):
-    for measured in (of_best_seed, *of_best_seed["controls"].values()):
-        assert len(measured["similarities"]["sim_aou"]["per_seed"]) == 1
+def test_one_seed_is_reported(of_best_seed):
+    assert len(of_best_seed["similarities"]["sim_aou"]["per_seed"]) == 1
     assert len(of_best_seed["dose_response"]["accuracy"][0]["per_seed"]) == len(SEEDS)
 
 
@@ -560,19 +516,17 @@ def test_rec2ftp_without_a_correction_is_undefined(tmp_path, arrays):
 def test_missing_parts_are_left_out(summary, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "png", lambda figure: b"")
     gone = {"agreement", "dose_response", "differences"}
-    less = {k: v for k, v in summary.items() if k not in gone} | {"controls": {}}
+    less = {k: v for k, v in summary.items() if k not in gone}
     kept = {k: v for k, v in summary["similarities"].items() if k != "recall_tokens"}
     less["similarities"] = kept
     report.write(tmp_path, job.report(typed(less)))
     text = (tmp_path / "report.md").read_text()
-    assert "No control was measured" in text
     assert "Recall, tokens" not in [row[0] for row in table(text, "similarity", "mean")]
     assert {p.stem for p in (tmp_path / "figures").iterdir()} == FIGURES - {
         "agreement",
         "dose_response",
     }
     assert "agreement.png" not in text
-    assert "untrained" not in shown(less, tmp_path)
 
 
 # ----------------------------------------------------------------------------------------- figures
@@ -624,28 +578,20 @@ def test_dots_stand_at_the_accuracy(summary, setting):
 
 def test_each_panel_draws_its_own_series(summary):
     panels = job_figure(summary, "similarity").panels
-    controls, dose = summary["controls"], summary["dose_response"]["similarity"]
-    assert len(panels) == 2 * len(SIMILARITIES)
-    for left, right, name in zip(panels[::2], panels[1::2], SIMILARITIES, strict=True):
+    dose = summary["dose_response"]["similarity"]
+    for panel, name in zip(panels, SIMILARITIES, strict=True):
         own = summary["similarities"][name]
-        beside = {claims.name_of(b): s for b, s in own["baselines"].items()}
-        beside |= {
-            CONTROLS[n].title: c["similarities"][name]
-            for n, c in controls.items()
-            if c["kind"] in ("model", "update") and name in c["similarities"]
-        }
-        others = {
-            "permuted labels": controls["permuted_labels"]["similarities"][name],
+        expected = {baselines.name_of(b): s for b, s in own["baselines"].items()}
+        expected |= {
             "FT at learning rate 0.001 (lowest)": dose[name][0],
             "FT at learning rate 0.01 (highest)": dose[name][1],  # 0.1 diverged
+            "measured, with 95 % band": own,
         }
-        for panel, expected in ((left, beside), (right, others)):
-            expected["measured, with 95 % band"] = own
-            lines, _ = drawn(panel)
-            assert lines.keys() == expected.keys()
-            for label, values in expected.items():
-                got = lines[label].get_ydata()
-                np.testing.assert_allclose(got, values["per_layer"], atol=1e-6)
+        lines, _ = drawn(panel)
+        assert lines.keys() == expected.keys()
+        for label, values in expected.items():
+            got = lines[label].get_ydata()
+            np.testing.assert_allclose(got, values["per_layer"], atol=1e-6)
 
 
 def test_the_dose_figure_draws_every_rate(summary):
@@ -707,8 +653,6 @@ def test_console_has_the_numbers(summary, folder):
         numbers = re.findall(r"-?\d\.\d{3}", line)
         s = summary["similarities"][name]
         baseline = next(iter(s["baselines"].values()))
-        found = (c["similarities"].get(name) for c in summary["controls"].values())
-        controls = [c["mean"] for c in found if c]
-        expected = [s["mean"], *s["interval"], baseline["mean"], max(controls)]
+        expected = [s["mean"], *s["interval"], baseline["mean"]]
         np.testing.assert_allclose([float(n) for n in numbers], expected, atol=6e-4)
     assert "(0.01, 0.001) was selected on 64 examples" in text

@@ -1,4 +1,4 @@
-"""Many results as tables: which cells there are, verdicts against controls, the paper's numbers."""
+"""Many results as tables: which cells there are, and the paper's numbers."""
 
 import copy
 import json
@@ -6,32 +6,25 @@ import json
 import numpy as np
 import pytest
 
-from icljax.catalog import CONTROLS
 from icljax.comparison import statistics
 from icljax.errors import UserError
-from icljax.reports import claims, merged, paper, study, tables
+from icljax.reports import baselines, merged, paper, study, tables
 from tests.reports.test_report import make_comparison, make_job, make_results, typed
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """Results of one job, made by comparison.statistics itself, with every control."""
+    """Results of one job, made by comparison.statistics itself."""
     folder = tmp_path_factory.mktemp("model")
     arrays = statistics.example_arrays(make_job(), make_comparison())
-    return make_results(folder, arrays, names=tuple(CONTROLS))
+    return make_results(folder, arrays)
 
 
-def job(real, task, model="smollm2-135m", gaps=None, method="gd", **changes):
-    """The same with another task, and these intervals of the differences of SimAOU, as JSON."""
+def job(real, task, model="smollm2-135m", method="gd", **changes):
+    """The same with another task, as JSON."""
     out = copy.deepcopy(real) | {"task": task} | changes
     out["model"]["name"] = model
     out["finetune"]["method"] = method
-    for name, interval in (gaps or {}).items():
-        beside = out["controls"].get(name, {}).get("difference", {})
-        (beside or out["differences"]["sim_aou"])["sim_aou" if beside else name] = {
-            "mean": sum(interval) / 2,
-            "interval": list(interval),
-        }
     return out
 
 
@@ -201,82 +194,20 @@ def test_a_folder_that_is_not_there(tmp_path):
     ],
 )
 def test_outcome(interval, expected):
-    assert claims.outcome(interval) == expected
-
-
-UP, AROUND, DOWN = (0.1, 0.2), (-0.1, 0.1), (-0.2, -0.1)
-ALL_UP = dict.fromkeys(("random_update", *CONTROLS), UP)
+    assert baselines.outcome(interval) == expected
 
 
 @pytest.fixture
 def group(real):
-    """Three tasks: above everything; not above permuted labels; below the untrained model."""
-    gaps = {
-        "sst2": ALL_UP,
-        "mr": ALL_UP | {"permuted_labels": AROUND},
-        "cb": ALL_UP | {"untrained": DOWN},
-    }
-    cells = {task: entry(job(real, task, gaps=g), task) for task, g in gaps.items()}
+    """Three tasks."""
+    cells = {task: entry(job(real, task), task) for task in ("sst2", "mr", "cb")}
     return study.Group("m", "gd", cells)
 
 
-def test_verdicts_count_tasks(group):
-    assert claims.count(group, "sim_aou", ["random_update"]) == claims.Counts(3, 0, 0, 0)
-    assert claims.count(group, "sim_aou", ["permuted_labels"]) == claims.Counts(2, 1, 0, 0)
-    assert claims.count(group, "sim_aou", ["untrained"]) == claims.Counts(2, 0, 1, 0)
-    assert claims.count(group, "sim_aou", claims.others(group, ["sim_aou"])) == claims.Counts(
-        1, 1, 1, 0
-    )
-    # Ranks make no sense where no training token has a part in the change of the weights.
-    assert "perturbation" not in claims.others(group, ["kendall"])
-    table = named([group], "claims-m_gd")
-    cells = dict(zip(table.header[1:], row(table, "SimAOU"), strict=True))
-    assert cells["its baseline"] == cells["shuffled tokens"] == "3 of 3"
-    assert cells["permuted labels"] == cells["untrained model"] == "2 of 3"
-    assert cells["all of these"] == "1 of 3"
-    kendall = dict(zip(table.header[1:], row(table, "Kendall, tokens"), strict=True))
-    assert kendall["random perturbation"] == "-"
-
-
-def test_rec2ftp_is_held_against_what_finetuning_leaves_wrong(real):
+def test_icls_rate_on_what_finetuning_leaves_wrong(real):
     patterns = dict.fromkeys(real["agreement"]["patterns"], 0.0) | {"zIf": 0.1, "zif": 0.3}
-    recall = real["rec2ftp"] | {"percent": 60.0, "interval": [30.0, 80.0]}
-    changed = real | {"agreement": {"patterns": patterns}, "rec2ftp": recall, "controls": {}}
-    assert claims.differences(typed(changed), "rec2ftp") == {
-        claims.UNLIKE: (5.0, 55.0)
-    }  # 25 of 100
-
-
-def test_the_answer_in_words(group, real):
-    answer, points = claims.headline(group)
-    assert answer.startswith("In m, finetuned by gradient descent, on 3 tasks, none of the paper's")
-    (text,) = (text for what, text in points if "same direction" in what)
-    assert text.startswith("SimAOU is above its baseline in 3 of 3 tasks, above every control too")
-    assert "too in 1." in text
-    assert "above it in 2, below it in 1" in text
-    group.cells.update({t: entry(job(real, t, gaps=ALL_UP), t) for t in group.cells})
-    assert "1 of the paper's four claims holds against every control" in claims.headline(group)[0]
-
-
-def test_without_controls_nothing_is_claimed(group, real):
-    bare = {t: entry(job(real, t, controls={}), t) for t in group.cells}
-    group = study.Group("m", "gd", bare)
-    answer, points = claims.headline(group)
-    assert "no control was measured" in answer
-    assert all("no control was measured" in text for _, text in points[:4])
-
-
-def test_results_without_differences_are_unknown_not_dropped(group, real):
-    less = copy.deepcopy(real) | {"differences": {}, "dose_response": None}
-    for control in less["controls"].values():
-        control["difference"] = {}
-    group.cells.update({t: entry(less, t) for t in group.cells})
-    assert claims.count(group, "sim_aou", claims.others(group, ["sim_aou"])) == claims.Counts(
-        0, 0, 0, 3
-    )
-    table = named([group], "claims-m_gd")
-    assert row(table, "SimAOU")[0] == "0 of 3"
-    assert "no paired differences" in claims.headline(group)[1][1][1]
+    changed = real | {"agreement": {"patterns": patterns}}
+    assert baselines.rate_unlike(typed(changed)) == pytest.approx(25)
 
 
 # -------------------------------------------------------------------------------------- the tables
@@ -304,18 +235,10 @@ def test_the_papers_model_stands_beside_the_papers_numbers(real):
 
 def test_every_row_is_as_wide_as_its_table(group):
     made = merged.report([group]).tables()
-    assert len({t.key for t in made}) == len(made) > 15
+    assert len({t.key for t in made}) == len(made) > 5
     for table in made:
         for r in table.rows:
             assert len(r.cells) == (1 if r.kind == "group" else len(table.header)), table.title
-
-
-def test_controls_show_the_paired_difference(group):
-    table = named([group], "sim_aou-controls-m_gd")
-    (cells,) = (r.cells[1:] for r in table.rows if r.cells[0].text == "untrained model")
-    cell = cells[table.header.index("CB") - 1]
-    mean = group.cells["cb"].results.controls["untrained"].similarities["sim_aou"].mean
-    assert (cell.text, cell.detail) == (f"{mean:.3f}", "-0.150 [-0.200, -0.100]")
 
 
 def test_every_learning_rate_has_its_row(group):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from icljax.runtime import processes
@@ -18,6 +19,21 @@ from tests.conftest import llama_tensors, tiny_llama_config, write_folder
 from tests.test_main import ROOT
 
 RANKS = ("kendall", "recall")  # two numbers that differ by rounding may change places
+COMPARED = (
+    f"--config={ROOT / 'configs/mr.py'}",
+    "--config.seeds=1,2",
+    "--config.eval.num_examples=20",
+    "--config.mode=paper",
+    "--config.select_seed=False",
+    "--config.metrics.bootstrap_samples=100",
+)
+CROSSED = (
+    f"--config={ROOT / 'configs/mr.py'}",
+    "--config.seeds=1,2,3",
+    "--config.eval.num_examples=12",
+    "--config.study.selection_seeds=2",
+    "--config.study.untrained_examples=4",
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,33 +48,27 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def job(folder, reviews, tmp_path_factory):
-    """A function that starts the job: (workdir, devices, flags) -> process."""
+    """A function that starts a job: (workdir, devices, flags, its own config) -> process."""
     cache = tmp_path_factory.mktemp("cache")
     flag = "--xla_force_host_platform_device_count"
 
-    def start(workdir, devices, *flags):
+    def start(workdir, devices, *flags, own=COMPARED):
         env = os.environ | {
             "ICLJAX_CACHE": str(cache),
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}={devices}",
         }
         common = (
-            f"--config={ROOT / 'configs/mr.py'}",
             f"--workdir={workdir}",
             f"--config.model={folder}",
             f"--config.data.source=jsonl:{reviews}",
             "--config.num_demonstrations=4",
-            "--config.seeds=1,2",
             "--config.finetune.learning_rates=0.01,0.1,0.2",
             "--config.selection.num_examples=8",
-            "--config.eval.num_examples=20",
             "--config.eval.tokens_per_batch=256",
-            "--config.controls.names=untrained",
-            "--config.controls.num_examples=4",
-            "--config.metrics.bootstrap_samples=100",
         )
         return subprocess.Popen(
-            [sys.executable, "-m", "icljax.main", *common, *flags],
+            [sys.executable, "-m", "icljax.main", *own, *common, *flags],
             env=env,
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -136,6 +146,20 @@ def single(job, tmp_path_factory):
 def test_a_mesh_changes_nothing(job, single, shape, tmp_path):
     finish(job(tmp_path / "job", 8, *mesh(*shape)))
     compare(f"data {shape[0]} x model {shape[1]}", tmp_path / "job", single)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
+def test_a_mesh_changes_nothing_of_a_crossed_comparison(job, shape, tmp_path):
+    finish(job(tmp_path / "one", 1, own=CROSSED))
+    finish(job(tmp_path / "mesh", 8, *mesh(*shape), own=CROSSED))
+    with np.load(tmp_path / "one/examples.npz") as f, np.load(tmp_path / "mesh/examples.npz") as g:
+        assert f.files == g.files
+        for name in f.files:
+            near = 1e-3 if any(r in name for r in RANKS) else 1e-4
+            np.testing.assert_allclose(g[name], f[name], atol=near, rtol=near, err_msg=name)
+    one, other = (results(tmp_path / name) for name in ("one", "mesh"))
+    assert one.keys() == other.keys()
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from tests.test_main import ROOT, tiny_flags
 
 
 def job_config(folder, reviews, runs=3):
-    """Small chunks: of `runs` finetuning runs, or a batch of queries; and those of one control."""
+    """Small chunks: of `runs` finetuning runs, or a batch of queries."""
     changes = {
         "finetune.learning_rates": (0.01, 0.1, 0.2) * (1 if runs > 1 else 3),
         "finetune.runs_at_once": runs,
@@ -65,18 +65,35 @@ def interrupt(monkeypatch, after):
     monkeypatch.setattr(processes, "stop_if_asked", stop)
 
 
-def test_interrupted_after_every_other_chunk(whole, tmp_path, monkeypatch):
-    config, path = whole
+def run_in_pieces(config, path, monkeypatch, commits=2):
+    """Runs a job that is interrupted after every so many chunks; how often it was."""
     starts = 0
-    while not (tmp_path / "job/results.json").exists():
-        interrupt(monkeypatch, 2)
+    while not (path / "results.json").exists():
+        interrupt(monkeypatch, commits)
         try:
-            run(config, tmp_path / "job")
+            run(config, path)
         except processes.Stopped:
             starts += 1
-            assert len(committed(tmp_path / "job")) == 2 * starts
-    assert starts >= 4
+            assert len(committed(path)) == commits * starts
+    return starts
+
+
+def test_interrupted_after_every_other_chunk(whole, tmp_path, monkeypatch):
+    config, path = whole
+    assert run_in_pieces(config, tmp_path / "job", monkeypatch) >= 3
     assert_same(tmp_path / "job", path)
+
+
+def test_a_crossed_job_interrupted_after_every_third_chunk(
+    tiny_folder, reviews, tmp_path, monkeypatch
+):
+    """In the selection, between updates, random steps and queries, and in the untrained model."""
+    config = job_config(tiny_folder, reviews)
+    config.mode, config.seeds = "crossed", (1, 2, 3)
+    config.study.selection_seeds, config.study.untrained_examples = 1, 4
+    run(config, tmp_path / "whole")
+    assert run_in_pieces(config, tmp_path / "job", monkeypatch, 3) >= 4
+    assert_same(tmp_path / "job", tmp_path / "whole")
 
 
 @pytest.fixture

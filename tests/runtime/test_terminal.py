@@ -192,7 +192,7 @@ def test_ctrl_c_keeps_what_is_committed(tiny_folder, reviews, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        while not list((path / chunks.FOLDER).glob("finetune-0*.npz")):
+        while not list((path / chunks.FOLDER).glob("select-0*.npz")):
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)

@@ -1,11 +1,11 @@
-"""Controls and the whole learning-rate grid, on a tiny model with made-up reviews."""
+"""Variants of demonstrations and the learning-rate grid, on a tiny model and made-up reviews."""
 
 import jax
 import numpy as np
 import pytest
 
 from icljax import catalog, checkpoints
-from icljax.comparison import changes, controls, finetune, grid, inputs, memory, programs, reading
+from icljax.comparison import changes, grid, inputs, memory, programs, reading, weights
 from icljax.data import tasks
 from icljax.errors import UserError
 from icljax.experiments import config
@@ -21,10 +21,12 @@ def started(tiny_folder, reviews, tmp_path_factory):
     cfg = tiny_config(
         tiny_folder,
         reviews,
-        **{"seeds": (1, 2, 3), "finetune.runs_at_once": 2, "controls.names": ("all",)},
+        **{"seeds": (1, 2, 3), "finetune.runs_at_once": 2},
     )
     checkpoint = checkpoints.open_checkpoint(cfg.model)
-    prepared = inputs.prepare(cfg, checkpoint, lambda _: None)
+    crossed = cfg.copy_and_resolve_references()
+    crossed.mode, crossed.study.variants = "crossed", tuple(catalog.VARIANTS)
+    prepared = inputs.prepare(crossed, checkpoint, lambda _: None)
     params = checkpoints.load_params(checkpoint.folder, checkpoint.config)
     mesh = sharding.make_mesh(1, 1)
     made = programs.make_programs(checkpoint.config, cfg, prepared.encoder.bos, 4, mesh)
@@ -32,23 +34,22 @@ def started(tiny_folder, reviews, tmp_path_factory):
     subject = programs.Subject(made, params, prepared.demonstrations)
     selection = (prepared.selection, prepared.selection_labels)
     chosen = grid.finetune_grid(subject, *selection, cfg, chunks, lambda _: None)
-    trained = controls.Trained(subject, chosen, prepared, prepared.selection)
-    return cfg, checkpoint, trained, chunks
+    return cfg, prepared, subject, chosen
 
 
 def compared(started, learned):
     """The chosen runs, or others, on the selection examples."""
-    trained = started[2]
-    rest = (trained.inputs.selection, Uncommitted(), "test", lambda _: None)
-    return reading.compare_settings(trained.subject, learned, *rest)
+    _, prepared, subject, _ = started
+    rest = (prepared.selection, Uncommitted(), "test", lambda _: None)
+    return reading.compare_settings(subject, learned, *rest)
 
 
 def test_the_grid_keeps_what_a_comparison_of_the_chosen_run_gives(started):
     """`score` and `compare` are two programs; the first reads ICL once for all rates of a seed."""
-    chosen = started[2].chosen
+    chosen = started[3]
     same = compared(started, chosen.learned)
     at = np.arange(3), chosen.rate_index
-    right = same.logprob_ft.argmax(-1) == started[2].inputs.selection_labels
+    right = same.logprob_ft.argmax(-1) == started[1].selection_labels
     np.testing.assert_array_equal(chosen.dose.correct[at], right)
     for name, values in same.similarity.items():
         values = values.mean(-1) if values.ndim == 4 else values
@@ -58,40 +59,12 @@ def test_the_grid_keeps_what_a_comparison_of_the_chosen_run_gives(started):
     assert np.ptp(chosen.dose.by_example["sim_aou"], axis=1).min() > 1e-3  # rates do differ
 
 
-def test_controls_of_the_update(started):
-    cfg, _, trained, chunks = started
-    got = controls.compare(trained, ("update",), cfg, chunks, lambda _: None)
-    assert list(got) == ["perturbation", "other_seed"]
-    own = compared(started, trained.chosen.learned)
-    for comparison in got.values():
-        np.testing.assert_allclose(comparison.logprob_icl, own.logprob_icl, atol=1e-5)
-        assert np.abs(comparison.logprob_ft - own.logprob_ft).max() > 1e-3
-        assert np.isnan(comparison.similarity["kendall"]).all()
-        assert np.isfinite(comparison.similarity["sim_aou"]).all()
-    rolled = np.roll(own.logprob_ft, -1, 0)  # the next seed's finetuned model
-    np.testing.assert_allclose(got["other_seed"].logprob_ft, rolled, atol=1e-5)
-
-
-def test_a_perturbation_is_as_large_as_the_update(started):
-    trained = started[2]
-    base = finetune.kv_params_of(trained.subject.params)
-    own = trained.chosen.learned([0, 1]).kv_params
-    random = trained.subject.programs.perturb(base, own, np.asarray([0, 1], np.int32))
-    for before, after, other in zip(*map(jax.tree.leaves, (base, own, random)), strict=True):
-        ours, theirs = (np.asarray(x - before[None]).reshape(2, 3, -1) for x in (after, other))
-        norms = np.linalg.norm(ours, axis=-1)
-        np.testing.assert_allclose(np.linalg.norm(theirs, axis=-1), norms, rtol=1e-4)
-        cosine = np.sum(ours * theirs, -1) / norms**2
-        assert np.abs(cosine).max() < 0.3
-        assert np.abs(theirs[0] - theirs[1]).max() > 0
-
-
 def test_changed_demonstrations(started):
-    trained = started[2]
-    own, changed = trained.inputs.demonstrations, trained.inputs.changed
+    prepared = started[1]
+    own, changed = prepared.demonstrations, prepared.changed
     names = ["permuted_labels", "flipped_labels", "other_answers", "shuffled_tokens"]
     assert list(changed) == names
-    negative, positive = (a[0] for a in trained.inputs.encoder.answers)
+    negative, positive = (a[0] for a in prepared.encoder.answers)
     length = own.train_length
 
     def examples(demonstrations):
@@ -111,7 +84,7 @@ def test_changed_demonstrations(started):
     assert [e[-1] for e in shuffled] == [e[-1] for e in ours]
     assert [sorted(e[1:]) for e in shuffled] == [sorted(e[1:]) for e in ours]
     assert all(a != b for a, b in zip(shuffled, ours, strict=True))
-    others = trained.inputs.encoder.tokenizer.decode(changed["other_answers"].context[0].tolist())
+    others = prepared.encoder.tokenizer.decode(changed["other_answers"].context[0].tolist())
     assert "World" in others or "Sports" in others
     assert "Sentiment: Positive" not in others
     assert jax.tree.map(np.shape, own) == jax.tree.map(np.shape, changed["other_answers"])
@@ -122,6 +95,10 @@ def test_words_of_another_task():
     assert changes.other_words(own, "") == tasks.TASKS["trec"].answers  # AG News has too few
     assert changes.other_words(own, "subj") == ("objective", "subjective")
     assert changes.other_words(tasks.get_task("agnews"), "") == tasks.TASKS["trec"].answers
+    symbols = tasks.get_task("agnews", answers=("symbols",))  # AG News' own would be the truth
+    assert changes.other_words(symbols, "") == tasks.TASKS["trec"].answers
+    with pytest.raises(UserError, match=r"answers of task agnews itself .World, Sports"):
+        changes.other_words(symbols, "agnews")
     with pytest.raises(UserError, match="unknown task"):
         changes.other_words(own, "sts2")
     with pytest.raises(UserError, match="multiple choice"):
@@ -130,48 +107,35 @@ def test_words_of_another_task():
 
 @pytest.mark.parametrize(
     ("runs", "seeds", "data", "expected"),
-    # Most that a device may hold: 4 runs; of 6 rates, or of one (the controls).
+    # Most that a device may hold: 4 runs; of 6 rates, or of one.
     [(30, 5, 1, 3), (18, 3, 2, 6), (5, 5, 1, 3), (6, 6, 2, 6)],
 )
 def test_runs_at_once_are_shares_of_seeds(started, runs, seeds, data, expected):
-    cfg, _, trained, _ = started
-    one = jax.tree.map(lambda x: np.repeat(x[:1], seeds, 0), trained.inputs.demonstrations)
+    cfg, prepared, subject, _ = started
+    one = jax.tree.map(lambda x: np.repeat(x[:1], seeds, 0), prepared.demonstrations)
     cfg = cfg.copy_and_resolve_references()
     cfg.finetune.runs_at_once = 4 * data
-    at_once = memory.runs_at_once(cfg, trained.subject.params, one, runs, 3 << 30, data)
+    at_once = memory.runs_at_once(cfg, subject.params, one, runs, 3 << 30, data)
     assert at_once == expected
     assert runs // seeds % (at_once // data) == 0 or (at_once // data) % (runs // seeds) == 0
 
 
-def test_names_of_controls():
+def test_names_of_variants():
     cfg = config.default()
-    cfg.controls.names = ("all",)
-    assert inputs.control_names(cfg) == tuple(catalog.CONTROLS)
-    cfg.seeds = (7,)
-    assert "other_seed" not in inputs.control_names(cfg)
-    cfg.controls.names = ("perturbation", "untrained", "perturbation")
-    assert inputs.control_names(cfg) == ("untrained", "perturbation")
+    cfg.study.variants = ("shuffled_tokens", "permuted_labels")
+    assert inputs.variant_names(cfg) == ("permuted_labels", "shuffled_tokens")
+    cfg.mode = "paper"
+    assert inputs.variant_names(cfg) == ()
 
 
-def test_every_control_has_its_own_computation():
-    """A name without one would be left out, or run another's."""
-    kinds: dict = {}
-    for name, control in catalog.CONTROLS.items():
-        kinds.setdefault(control.kind, set()).add(name)
-    assert kinds.pop("model") == controls.WEIGHTS.keys() - {"trained"}
-    assert kinds.pop("data") == changes._CHANGES.keys()
-    assert kinds.pop("update") == controls._UPDATES.keys()
-    assert not kinds
+def test_every_variant_has_its_own_change():
+    """A name without one would run another's."""
+    assert catalog.VARIANTS.keys() == changes._CHANGES.keys()
+    assert catalog.WEIGHTS.keys() == weights._KEPT.keys()
 
 
-def test_an_unknown_control_is_refused(started, monkeypatch):
-    """`shuffled_update` ran the perturbation, and `fresh` weights kept the embeddings."""
-    cfg, _, trained, chunks = started
+def test_unknown_weights_are_refused(started):
+    """`fresh` weights kept the embeddings."""
+    subject = started[2]
     with pytest.raises(UserError, match="weights is 'fresh'; expected one of trained, untrained"):
-        controls.reinitialize(
-            trained.subject.params, "fresh", trained.subject.programs.initialize, 0
-        )
-    odd = catalog.Control("", "", "", "update", "update")
-    monkeypatch.setitem(catalog.CONTROLS, "shuffled_update", odd)
-    with pytest.raises(UserError, match="update control is 'shuffled_update'; expected one of oth"):
-        controls.compare(trained, ("update",), cfg, chunks, lambda _: None)
+        weights.reinitialize(subject.params, "fresh", subject.programs.initialize, 0)

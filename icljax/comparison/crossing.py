@@ -1,0 +1,235 @@
+"""The loops of a crossed comparison: updates are made and kept, queries read with all of them.
+
+Shape glossary: as in icljax/comparison/crossed.py.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from icljax.comparison.crossed import AXES, Change, Plan, Programs, Prompts
+from icljax.comparison.finetune import Finetuned, Learned, kv_params_of
+from icljax.comparison.grid import finetune_pieces
+from icljax.comparison.memory import updates_at_once
+from icljax.comparison.programs import DATA, TRAINING_QUERIES, Subject
+from icljax.comparison.reading import batches, slots_in_order
+from icljax.comparison.store import Run, Store
+from icljax.data.prompts import Demonstrations, Queries
+from icljax.runtime import processes
+from icljax.runtime.chunks import Arrays, Chunks
+from icljax.types import Params
+
+_CLOSE, _ROUNDS = 0.02, 8  # a matched step is as close as this, or tried so often
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossing:
+    """What is read: prompts of some demonstrations, and updates that are kept.
+
+    Attributes:
+        subject: its weights, and the demonstrations of all prompts (leading axis P).
+        programs: of crossed comparisons.
+        plan: which prompts and updates there are.
+        updates: where each of the U updates is kept.
+    """
+
+    subject: Subject
+    programs: Programs
+    plan: Plan
+    updates: tuple[tuple[Store, Run], ...]
+
+    def learned(self, places: Sequence[int]) -> Learned:
+        """Some updates, with a leading axis."""
+        there = [store.load(run) for store, run in (self.updates[i] for i in places)]
+        return self.subject.programs.stack(there)
+
+
+def without_tokens(demonstrations: Demonstrations) -> Demonstrations:
+    """Demonstrations of which finetuning keeps no training tokens' queries, but one of each."""
+    few = {name: getattr(demonstrations, name)[:, :1] for name in ("columns", "example")}
+    return demonstrations._replace(**few, train_index=demonstrations.train_index[:, :1])
+
+
+def aligned(demonstrations: Demonstrations, num_seeds: int) -> Demonstrations:
+    """The same, but of each seed only tokens are compared that all its variants have.
+
+    Variants differ from a demonstration's label on, which may have more tokens in one of them:
+    of each demonstration as many first tokens are left as its shortest variant has.
+
+    Args:
+        demonstrations: of P prompts, R of each variant.
+    """
+    prompts, compared = demonstrations.example.shape
+    kept = np.full((3, prompts, compared), -1, np.int32)
+    tokens = np.stack([demonstrations.columns, demonstrations.example, demonstrations.train_index])
+    kept[[0, 2]] = 0  # as `prompts.build_demonstrations` pads them
+    for seed in range(num_seeds):
+        variants = range(seed, prompts, num_seeds)
+        examples = [np.asarray(demonstrations.example[p]) for p in variants]
+        count = 1 + max(int(x.max()) for x in examples)
+        lengths = np.stack([np.bincount(x[x >= 0], minlength=count) for x in examples])
+        for prompt, example in zip(variants, examples, strict=True):
+            starts = np.concatenate([[0], np.cumsum(np.bincount(example[example >= 0]))])
+            place = np.arange(compared) - starts[np.maximum(example, 0)]
+            stays = (example >= 0) & (place < lengths.min(0)[np.maximum(example, 0)])
+            kept[:, prompt, : stays.sum()] = tokens[:, prompt, stays]
+    names = ("columns", "example", "train_index")
+    return demonstrations._replace(**dict(zip(names, kept, strict=True)))
+
+
+def finetune_all(
+    store: Store,
+    subject: Subject,
+    runs: list[Run],
+    config: ConfigDict,
+    advance: Callable[[int], None],
+) -> np.ndarray:
+    """Finetunes runs and keeps them all; their losses, float32 [runs, steps]."""
+
+    def keep_all(piece: list[Run], finetuned: Finetuned) -> tuple[Arrays, list[Run]]:
+        return {"loss": np.asarray(finetuned.loss)[: len(piece)]}, piece
+
+    losses = []
+    for piece, arrays in finetune_pieces(store, subject, runs, config, keep_all):
+        losses.append(arrays["loss"])
+        advance(len(piece))
+    return np.concatenate(losses)
+
+
+def read_pairs(
+    crossing: Crossing, queries: Queries, chunks: Chunks, name: str, advance: Callable[[int], None]
+) -> tuple[np.ndarray, Arrays]:
+    """Reads all queries with all prompts and updates, batch by batch, each batch a chunk.
+
+    Args:
+        name: starts the names of the chunks.
+
+    Returns:
+        (place of each query in `Inputs.labels`, arrays of `crossed.AXES` in that order).
+    """
+    devices = crossing.subject.programs.devices
+    reader = _Reader(crossing)
+    collected = []
+    for number, batch in enumerate(batches(queries, devices.mesh.shape["data"])):
+        collected.append(chunks.once(f"{name}-{number:04d}", functools.partial(reader, batch)))
+        advance(int(np.sum(np.asarray(batch.example) >= 0)))
+    example, where = slots_in_order(queries)
+    joined = {
+        key: np.take(np.concatenate([c[key] for c in collected], AXES[key]), where, AXES[key])
+        for key in collected[0]
+    }
+    return example, joined
+
+
+class _Reader:
+    """Reads batches; encodes and loads nothing before the first."""
+
+    def __init__(self, crossing: Crossing):
+        self.crossing = crossing
+        self.all_learned = functools.cache(crossing.learned)  # where all fit together
+
+    def __call__(self, batch: Queries) -> Arrays:
+        """The arrays of `crossed.pairs`."""
+        crossing, programs = self.crossing, self.crossing.programs
+        params = crossing.subject.params
+        there: Any = crossing.subject.programs.devices.put(batch, DATA)
+        zsl = programs.zero_shot(params, there)
+        prompts = programs.prompts(params, self.prompts, zsl, there)
+        learned = self.all_learned if len(self.pieces) == 1 else crossing.learned
+        updates = tuple(
+            programs.updates(params, learned(piece), zsl, there) for piece in self.pieces
+        )
+        out = programs.pairs(crossing.plan, zsl, prompts, updates, there)
+        return {name: np.asarray(x) for name, x in out.items()}
+
+    @functools.cached_property
+    def prompts(self) -> Prompts:
+        """What all prompts leave behind."""
+        subject = self.crossing.subject
+        shown, put = subject.demonstrations, subject.programs.devices.put
+        state = subject.programs.encode(subject.params, *put((shown.context, shown.context_valid)))
+        return Prompts(state, *put((shown.columns, shown.example)))
+
+    @functools.cached_property
+    def pieces(self) -> list[tuple[int, ...]]:
+        """The updates' places in pieces of one size; the last is filled up with its last."""
+        devices, count = self.crossing.subject.programs.devices, len(self.crossing.updates)
+
+        def choose() -> int:
+            free, model = devices.free_memory(), devices.mesh.shape["model"]
+            shown = self.crossing.subject.demonstrations
+            return updates_at_once(self.crossing.subject.params, shown, free, model)
+
+        number = -(-count // min(count, processes.from_first(choose)))
+        size = -(-count // number)
+        every = np.minimum(np.arange(number * size), count - 1).reshape(number, size)
+        return [tuple(piece) for piece in every.tolist()]
+
+
+def make_random(
+    crossing: Crossing,
+    kind: str,
+    numbers: Sequence[int],
+    selection: Queries,
+    chunks: Chunks,
+    advance: Callable[[int], None],
+) -> tuple[Store, Arrays]:
+    """Random updates in the place of the first R, of the same size in attention's outputs.
+
+    Args:
+        kind: of `catalog.SYNTHETIC`.
+        numbers: [R], which seeds they are.
+        selection: batches, of which the first shows the size.
+
+    Returns:
+        (where they are kept, as runs (seed, 0); "step": of each on that batch, "wanted": the
+        finetuned one's, "scale": times finetuning's norm, float64 [R]).
+    """
+    subject, programs, plan = crossing.subject, crossing.programs, crossing.plan
+    store = Store(subject, chunks, kind)
+    devices = subject.programs.devices
+    base = kv_params_of(subject.params)
+    batch = batches(selection, devices.mesh.shape["data"])[0]
+
+    def make(seed: int, scale: float) -> Arrays:
+        there: Any = devices.put(batch, DATA)
+        number = devices.put(np.asarray([numbers[seed]], np.int32))
+        zsl = programs.zero_shot(subject.params, there)
+        finetuned = crossing.learned([seed])
+        ranked = np.zeros(finetuned.queries.shape, np.float32)  # by no training token
+        queries: Any = devices.put(ranked, P(None, *TRAINING_QUERIES))
+        if kind == "random_step":
+            shown: Any = jax.tree.map(lambda x: np.asarray(x)[[seed]], subject.demonstrations)
+            directions = programs.random_steps(subject.params, devices.put(shown), number)
+        else:
+            directions = programs.noise(base, number)
+
+        def step(kv_params: Params) -> float:
+            learned = Learned(kv_params, queries)
+            change: Change = programs.updates(subject.params, learned, zsl, there)
+            return float(programs.mean_step(zsl, change, there)[0])
+
+        wanted = step(finetuned.kv_params)
+        for _ in range(_ROUNDS):
+            kv_params = programs.sized(base, finetuned.kv_params, directions, scale)
+            got = step(kv_params)
+            if not 0 < got * wanted < np.inf or abs(got / wanted - 1) < _CLOSE:
+                break
+            scale *= wanted / got
+        loss: Any = np.zeros((1, 1), np.float32)
+        store.keep((seed, 0), Finetuned(kv_params, loss, queries), 0)
+        return {k: np.asarray(x) for k, x in (("step", got), ("wanted", wanted), ("scale", scale))}
+
+    made: list[Arrays] = []
+    for seed in range(plan.seeds):
+        # Seeds need about the same scale: the last one's is near.
+        start = float(made[-1]["scale"]) if made else 1.0
+        made.append(chunks.once(f"{kind}-{seed:03d}", functools.partial(make, seed, start)))
+        advance(1)
+    return store, {name: np.stack([m[name] for m in made]) for name in made[0]}
