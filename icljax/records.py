@@ -25,9 +25,11 @@ from icljax.results import (
     Model,
     Number,
     Provenance,
+    Results,
     decoded,
     is_crossed,
     read_examples,
+    typed,
 )
 from icljax.runtime.workdir import RESULTS, reading_results
 
@@ -186,9 +188,15 @@ def read_crossed(file: Path) -> Crossed | None:
     Raises:
         UserError: for a file that cannot be read, or that is not what it says it is.
     """
+    found = read_comparison(file)
+    return found if isinstance(found, Crossed) else None
+
+
+def read_comparison(file: Path) -> Results | Crossed | None:
+    """The comparison in a results.json, of either mode; None and errors as `read_crossed`."""
     found = decoded(file)
     if not is_crossed(found):
-        return None
+        return typed(found, file)
     with reading_results(file):
         return msgspec.convert(found, Crossed)
 
@@ -208,17 +216,28 @@ class CrossedJob:
     examples: "xarray.Dataset"
 
 
-_AXES = {
+# Of the arrays of a crossed comparison: each query's (example's) answers, and
+#   step: the change's share of the zero-shot output's norm;
+#   pair: of every prompt's and every update's change;
+#   kendall: of own prompts and updates, drawn and on wrong labels;
+#   query: of own pairs, with the update's change of the next query instead;
+#   specific: of each side minus its mean over seeds;
+#   label: of each side's difference between right and wrong labels.
+CROSSED_AXES = {
     "logprob_zsl": ("example", "answer"),
     "logprob_icl": ("prompt", "example", "answer"),
     "logprob_ft": ("update", "example", "answer"),
     "step_icl": ("prompt", "example", "layer"),
     "step_ft": ("update", "example", "layer"),
-    "pair": ("prompt", "update", "example", "layer"),
-    "query": ("seed", "example", "layer"),
+    "query_output": ("seed", "example", "layer"),
+    **dict.fromkeys(("pair_output", "pair_map"), ("prompt", "update", "example", "layer")),
+    **dict.fromkeys(
+        ("specific_output", "specific_map", "label_output", "label_map"),
+        ("seed", "ft_seed", "example", "layer"),
+    ),
     "kendall": ("icl_labels", "ft_labels", "seed", "example", "layer"),
+    "query_kendall": ("seed", "example", "layer"),
 }
-_CONTRAST = ("seed", "ft_seed", "example", "layer")
 
 
 def open_crossed(folder: str | Path) -> CrossedJob:
@@ -237,14 +256,9 @@ def open_crossed(folder: str | Path) -> CrossedJob:
             "finished one"
         )
     arrays = read_examples(folder)
-
-    def axes(name: str) -> tuple[str, ...]:
-        if name in ("index", "label"):
-            return ("example",)
-        return _AXES.get(name) or _AXES.get(name.partition("_")[0], _CONTRAST)
-
+    axes = {"index": ("example",), "label": ("example",), **CROSSED_AXES}
     seeds = np.asarray(found.seeds)
-    dataset = xarray.Dataset({name: (axes(name), x) for name, x in arrays.items()})
+    dataset = xarray.Dataset({name: (axes[name], x) for name, x in arrays.items()})
     for axis, names in (("prompt", found.prompts), ("update", found.updates)):
         dataset = dataset.assign_coords(
             {

@@ -357,7 +357,11 @@ def read(file: Path) -> Results | None:
     Raises:
         UserError: for a file that cannot be read, or that is not what it says it is.
     """
-    found = decoded(file)
+    return typed(decoded(file), file)
+
+
+def typed(found: Any, file: Path) -> Results | None:
+    """The same of what a file holds."""
     if not isinstance(found, dict) or not {"task", "accuracy", "model"} <= found.keys():
         return None  # another experiment's, or a config
     if is_crossed(found):

@@ -186,17 +186,23 @@ def measured(arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def tests(
-    plan: Plan, arrays: Arrays, untrained: Arrays | None, links: Collection[str], margin: float
+    plan: Plan,
+    arrays: Arrays,
+    values: dict[str, np.ndarray],
+    untrained: Arrays | None,
+    links: Collection[str],
+    margin: float,
 ) -> dict[tuple[str, str], Tested]:
     """Every claim by (measure, link).
 
     Args:
+        values: `measured(arrays)`.
         untrained: as in `experiments.crossed.Measured`.
         links: of `catalog.LINKS`.
     """
     out: dict[tuple[str, str], Tested] = {}
     learned_nothing = measured(untrained) if untrained else {}
-    for measure, matrix in measured(arrays).items():
+    for measure, matrix in values.items():
         drawn = plan.block(matrix, DRAWN, DRAWN)
         pairs = own(drawn)
         against: dict[str, np.ndarray] = {}
@@ -401,10 +407,10 @@ def found(
     correct = {s: right(x, labels) for s, x in logprob.items()}
     centred = {s: right(calibrated(x), labels) for s, x in logprob.items()}
     gained = gains(centred)
-    tested = tests(plan, arrays, untrained, study.links, margin)
+    values = measured(arrays)
+    tested = tests(plan, arrays, values, untrained, study.links, margin)
     spreads = {key: float(np.std(t.per_seed, ddof=1)) for key, t in tested.items()}
     silent = no_verdicts(gained, plan.seeds)
-    values = measured(arrays)
     of_answers = metrics.kl_divergence(
         logprob["ft"], np.broadcast_to(logprob["zsl"], logprob["ft"].shape)
     )

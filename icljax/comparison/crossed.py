@@ -7,7 +7,7 @@ answers; letters of the records as in icljax/models/decoder.py.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,11 @@ from icljax.comparison.programs import DATA, Static, map_over
 from icljax.comparison.programs import zero_shot as read_zero_shot
 from icljax.data.prompts import Demonstrations, Queries
 from icljax.models.decoder import Decoder, State
+from icljax.records import CROSSED_AXES
 from icljax.runtime import sharding
 from icljax.types import Array, Params
 
+T = TypeVar("T")  # a tree of arrays
 DRAWN = "drawn"  # the variant of the demonstrations as they are
 
 
@@ -50,19 +52,23 @@ class Plan:
 
     def block(self, matrix: np.ndarray, prompts: str, updates: str) -> np.ndarray:
         """The pairs [R, R, ...] of these names, of [P, U, ...]."""
-        return self.of_prompts(self.of_updates(matrix.swapaxes(0, 1), updates), prompts, 1)
+        return matrix[self._rows(self.prompts, prompts), self._rows(self.updates, updates)]
 
-    def of_prompts(self, x: np.ndarray, name: str, axis: int = 0) -> np.ndarray:
-        """The R rows of these prompts, of [P, ...]."""
-        return self._rows(x, self.prompts.index(name), axis)
+    def of_prompts(self, x: T, name: str) -> T:
+        """The R rows of these prompts, of a tree of [P, ...]."""
+        return self._of(x, self._rows(self.prompts, name))
 
-    def of_updates(self, x: np.ndarray, name: str) -> np.ndarray:
-        """The R rows of these updates, of [U, ...]."""
-        return self._rows(x, self.updates.index(name), 0)
+    def of_updates(self, x: T, name: str) -> T:
+        """The R rows of these updates, of a tree of [U, ...]."""
+        return self._of(x, self._rows(self.updates, name))
 
-    def _rows(self, x: np.ndarray, place: int, axis: int) -> np.ndarray:
-        """Rows of the `place`-th name; the axis comes first."""
-        return np.moveaxis(x, axis, 0)[place * self.seeds : (place + 1) * self.seeds]
+    def _rows(self, names: tuple[str, ...], name: str) -> slice:
+        start = names.index(name) * self.seeds
+        return slice(start, start + self.seeds)
+
+    def _of(self, tree: T, rows: slice) -> T:
+        cut: T = jax.tree.map(lambda x: x[rows], tree)
+        return cut
 
 
 class Change(NamedTuple):
@@ -159,13 +165,12 @@ def pairs(
     count = len(plan.updates) * plan.seeds
     joined: Change = jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *updates)
     mask = forward.own_tokens(queries, static.decoder)
-    size = jnp.linalg.norm(zsl.output, axis=-1)[None]
     out = {
         "logprob_zsl": zsl.logprob,
         "logprob_icl": prompts.logprob,
         "logprob_ft": joined.logprob,
-        "step_icl": jnp.linalg.norm(prompts.output, axis=-1) / size,
-        "step_ft": jnp.linalg.norm(joined.output, axis=-1) / size,
+        "step_icl": _step(zsl, prompts),
+        "step_ft": _step(zsl, joined),
         **_alike("pair", prompts, joined, mask),
     }
     there = jnp.asarray(queries.example).reshape(-1) >= 0
@@ -176,10 +181,9 @@ def pairs(
     return out
 
 
-def _rows(plan: Plan, change: Change, name: str) -> Change:
-    """Those of a variant; variants stand first in prompts and in updates."""
-    start = plan.prompts.index(name) * plan.seeds
-    return jax.tree.map(lambda x: x[start : start + plan.seeds], change)
+def _step(zsl: Change, changes: Change) -> jax.Array:
+    """||change|| / ||zero-shot|| of attention outputs: [P or U, N, L]."""
+    return jnp.linalg.norm(changes.output, axis=-1) / jnp.linalg.norm(zsl.output, axis=-1)[None]
 
 
 def rankings(
@@ -191,9 +195,8 @@ def rankings(
         there: bool [N], slots that hold a query.
     """
     names = [name for name in (DRAWN, plan.contrasts) if name]
-    icl, ft = (
-        jnp.stack([_rows(plan, side, name).tokens for name in names]) for side in (prompts, updates)
-    )
+    icl = jnp.stack([plan.of_prompts(prompts.tokens, name) for name in names])
+    ft = jnp.stack([plan.of_updates(updates.tokens, name) for name in names])
     shape = (len(names), *icl.shape)  # prompts, updates, R, N, L, C
     ours = jnp.broadcast_to(icl[:, None], shape)
     tau = metrics.kendall_tau(ours, jnp.broadcast_to(ft[None], shape), ~jnp.isnan(ours))
@@ -214,8 +217,10 @@ def contrasts(
         mask: bool [N, L, S] or [N, 1, S], the queries' own tokens.
         there: bool [N], slots that hold a query.
     """
-    right = [_rows(plan, side, DRAWN) for side in (prompts, updates)]
-    wrong = [_rows(plan, side, plan.contrasts) for side in (prompts, updates)]
+    right, wrong = (
+        [plan.of_prompts(prompts, name), plan.of_updates(updates, name)]
+        for name in (DRAWN, plan.contrasts)
+    )
     later, own = _next_query(there), jnp.arange(plan.seeds)
     # Attention maps of two queries have no tokens in common.
     elsewhere = metrics.pairwise_cosine(right[0].output, right[1].output[:, later])[own, own]
@@ -245,22 +250,9 @@ def _next_query(there: jax.Array) -> jax.Array:
     return jnp.where(there & jnp.any(there[steps], 1), found, -1)
 
 
-# The arrays of `pairs`, and which of their axes is the queries':
-#   logprob_zsl [N, Y]; logprob_icl [P, N, Y], logprob_ft [U, N, Y];
-#   step_icl [P, N, L], step_ft [U, N, L]: the change's share of the zero-shot output's norm;
-#   pair [P, U, N, L]: of every prompt's and every update's change;
-# with `Plan.tokens`, W being drawn and, with contrasts, wrong labels:
-#   kendall [W, W, R, N, L]: of own prompts and updates; query_kendall [R, N, L]: of the next query;
-# and with contrasts:
-#   query_output [R, N, L]: the own update's change of the next query instead;
-#   specific [R, R, N, L]: of each side minus its mean over seeds;
-#   label [R, R, N, L]: of each side's difference between right and wrong labels.
-AXES = {
-    "logprob_zsl": 0,
-    **dict.fromkeys(("logprob_icl", "logprob_ft", "step_icl", "step_ft", "query_output"), 1),
-    **{f"{kind}_{of}": 2 for kind in ("pair", "specific", "label") for of in ("output", "map")},
-    **{"kendall": 3, "query_kendall": 1},
-}
+# The arrays of `pairs`, and which of their axes is the queries'. Those of kendall need
+# `Plan.tokens`; query_output, specific and label need contrasts.
+AXES = {name: axes.index("example") for name, axes in CROSSED_AXES.items()}
 _ALWAYS = ("logprob", "step", "pair")  # start the names of those that every plan has
 
 
@@ -277,9 +269,8 @@ def array_names(plan: Plan) -> list[str]:
 def mean_step(zsl: Change, updates: Change, queries: Queries) -> jax.Array:
     """||change|| / ||zero-shot|| of attention outputs, mean over layers and queries: [U]."""
     there = jnp.asarray(queries.example).reshape(1, -1, 1) >= 0
-    size = jnp.linalg.norm(zsl.output, axis=-1)[None]
-    steps = jnp.where(there, jnp.linalg.norm(updates.output, axis=-1) / size, 0)
-    return jnp.sum(steps, (1, 2)) / (jnp.sum(there) * size.shape[-1])
+    steps = jnp.where(there, _step(zsl, updates), 0)
+    return jnp.sum(steps, (1, 2)) / (jnp.sum(there) * steps.shape[-1])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from icljax.comparison.finetune import Finetuned, Learned, kv_params_of
 from icljax.comparison.grid import finetune_pieces
 from icljax.comparison.memory import updates_at_once
 from icljax.comparison.programs import DATA, TRAINING_QUERIES, Subject
-from icljax.comparison.reading import batches, slots_in_order
+from icljax.comparison.reading import batches, equal_groups, slots_in_order
 from icljax.comparison.store import Run, Store
 from icljax.data.prompts import Demonstrations, Queries
 from icljax.runtime import processes
@@ -166,10 +166,8 @@ class _Reader:
             shown = self.crossing.subject.demonstrations
             return updates_at_once(self.crossing.subject.params, shown, free, model)
 
-        number = -(-count // min(count, processes.from_first(choose)))
-        size = -(-count // number)
-        every = np.minimum(np.arange(number * size), count - 1).reshape(number, size)
-        return [tuple(piece) for piece in every.tolist()]
+        at_once = min(count, processes.from_first(choose))
+        return [tuple(piece.tolist()) for piece in equal_groups(count, at_once)]
 
 
 def make_random(
@@ -179,7 +177,7 @@ def make_random(
     selection: Queries,
     chunks: Chunks,
     advance: Callable[[int], None],
-) -> tuple[Store, Arrays]:
+) -> tuple[Store, np.ndarray]:
     """Random updates in the place of the first R, of the same size in attention's outputs.
 
     Args:
@@ -188,19 +186,21 @@ def make_random(
         selection: batches, of which the first shows the size.
 
     Returns:
-        (where they are kept, as runs (seed, 0); "step": of each on that batch, "wanted": the
-        finetuned one's, "scale": times finetuning's norm, float64 [R]).
+        (where they are kept, as runs (seed, 0); their norm, times finetuning's: float64 [R]).
     """
     subject, programs, plan = crossing.subject, crossing.programs, crossing.plan
     store = Store(subject, chunks, kind)
     devices = subject.programs.devices
     base = kv_params_of(subject.params)
-    batch = batches(selection, devices.mesh.shape["data"])[0]
+
+    @functools.cache  # nothing is read where all are committed
+    def read() -> tuple[Any, Change]:
+        there: Any = devices.put(batches(selection, devices.mesh.shape["data"])[0], DATA)
+        return there, programs.zero_shot(subject.params, there)
 
     def make(seed: int, scale: float) -> Arrays:
-        there: Any = devices.put(batch, DATA)
+        there, zsl = read()
         number = devices.put(np.asarray([numbers[seed]], np.int32))
-        zsl = programs.zero_shot(subject.params, there)
         finetuned = crossing.learned([seed])
         ranked = np.zeros(finetuned.queries.shape, np.float32)  # by no training token
         queries: Any = devices.put(ranked, P(None, *TRAINING_QUERIES))
@@ -224,12 +224,13 @@ def make_random(
             scale *= wanted / got
         loss: Any = np.zeros((1, 1), np.float32)
         store.keep((seed, 0), Finetuned(kv_params, loss, queries), 0)
-        return {k: np.asarray(x) for k, x in (("step", got), ("wanted", wanted), ("scale", scale))}
+        return {"scale": np.asarray(scale)}
 
-    made: list[Arrays] = []
+    scales: list[float] = []
     for seed in range(plan.seeds):
         # Seeds need about the same scale: the last one's is near.
-        start = float(made[-1]["scale"]) if made else 1.0
-        made.append(chunks.once(f"{kind}-{seed:03d}", functools.partial(make, seed, start)))
+        start = scales[-1] if scales else 1.0
+        made = chunks.once(f"{kind}-{seed:03d}", functools.partial(make, seed, start))
+        scales.append(float(made["scale"]))
         advance(1)
-    return store, {name: np.stack([m[name] for m in made]) for name in made[0]}
+    return store, np.asarray(scales)

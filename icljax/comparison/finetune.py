@@ -15,7 +15,7 @@ from icljax.attention.mixing import Past
 from icljax.catalog import METHODS
 from icljax.comparison.forward import hidden, unembed
 from icljax.errors import check_known
-from icljax.models.decoder import Block, Decoder
+from icljax.models.decoder import AttentionRecord, Block, Decoder, LayerOutput
 from icljax.types import Array, Params
 
 
@@ -149,8 +149,8 @@ def layer_gradients(
 ) -> tuple[Params, jax.Array, jax.Array]:
     """Layer-causal gradients (Deutch et al. 2024): every layer learns from its own read-out only.
 
-    A layer's loss is that of `example_loss`, had the model ended there; no gradient passes its
-    input. So one scan forwards does it all and keeps nothing of a layer but its gradient.
+    A layer's loss is that of `example_loss`, had the model ended there. One scan forwards does it
+    all and keeps nothing of a layer but its gradient.
 
     Args:
         after_attention: read out what attention adds to the residual stream, before the MLP of a
@@ -159,31 +159,63 @@ def layer_gradients(
     Returns:
         As `gradients`.
     """
-    config, variables = model.config, {"params": params}
-    index = jnp.arange(tokens.shape[0], dtype=jnp.int32)[None]
-    past = Past(index + 1, None, None)
+    variables = {"params": params}
+
+    def read_out(_: jax.Array, after: jax.Array, out: jax.Array, __: LayerOutput) -> jax.Array:
+        return loss_of(after if after_attention else out)
 
     def loss_of(x: jax.Array) -> jax.Array:
         logits = model.apply(variables, x[0, :-1], method="read_out")
         return _token_loss(cast(jax.Array, logits), tokens, length)
+
+    index = jnp.arange(tokens.shape[0], dtype=jnp.int32)[None]
+    x, gradient, record = each_layer(model, params, kv_params, tokens, read_out, index)
+    assert record is not None  # `at` was given
+    queries = record.query[:, 0]
+    return gradient, loss_of(x), queries.reshape(*queries.shape[:2], -1)
+
+
+# Of a layer: its number, the sum with attention's output, the layer's output, what it leaves.
+LayerLoss = Callable[[jax.Array, jax.Array, jax.Array, LayerOutput], jax.Array]
+
+
+def each_layer(
+    model: Decoder,
+    params: Params,
+    kv_params: Params,
+    tokens: jax.Array,
+    loss: LayerLoss,
+    at: jax.Array | None = None,
+) -> tuple[jax.Array, Params, AttentionRecord | None]:
+    """Gradients of every layer's own loss; none passes a layer's input. One scan forwards.
+
+    Args:
+        tokens: int32 [U].
+        at: columns to study.
+
+    Returns:
+        (the last layer's output [1, U, D], gradients as `kv_params`, records with a leading L).
+    """
+    index = jnp.arange(tokens.shape[0], dtype=jnp.int32)[None]
+    past = Past(index + 1, None, None)
 
     def layer(x: jax.Array, inputs: tuple[jax.Array, Params, Params]) -> Any:
         number, weights, kv_params = inputs
 
         def loss_fn(kv_params: Params) -> tuple[jax.Array, Any]:
             own = with_kv_params({"layers": weights}, kv_params)["layers"]
-            args = (x, (number, None), None, index, past, index)
-            streams: Any = Block(config).apply({"params": own}, *args, method="streams")
+            args = (x, (number, None), None, index, past, at)
+            streams: Any = Block(model.config).apply({"params": own}, *args, method="streams")
             after, out, left = streams
-            return loss_of(after if after_attention else out), (out, left.record.query[0])
+            return loss(number, after, out, left), (out, left.record)
 
-        gradient, (out, queries) = jax.grad(loss_fn, has_aux=True)(kv_params)
-        return out, (gradient, queries.reshape(queries.shape[0], -1))
+        gradient, (out, record) = jax.grad(loss_fn, has_aux=True)(kv_params)
+        return out, (gradient, record)
 
-    start = cast(jax.Array, model.apply(variables, tokens[None], index, method="embedded"))
-    number = jnp.arange(config.num_layers)
-    x, (gradient, queries) = jax.lax.scan(layer, start, (number, params["layers"], kv_params))
-    return gradient, loss_of(x), queries
+    start = cast(jax.Array, model.apply({"params": params}, tokens[None], index, method="embedded"))
+    number = jnp.arange(model.config.num_layers)
+    x, (gradient, record) = jax.lax.scan(layer, start, (number, params["layers"], kv_params))
+    return x, gradient, record
 
 
 def finetune(

@@ -103,7 +103,7 @@ def compare_settings(
     num_seeds = len(subject.demonstrations.context)
     at_once = committed_seeds_at_once(subject, chunks, f"{name}-size")
     collected: list[Arrays] = []
-    for group in seed_groups(num_seeds, at_once):
+    for group in equal_groups(num_seeds, at_once):
         # Nothing is encoded or read from disk for a group whose batches are all committed.
         prepared = functools.cache(functools.partial(_prepare, subject, learned, group))
         parts = []
@@ -141,9 +141,9 @@ def _compare_batch(
     return {name: np.asarray(x) for name, x in out.items()}
 
 
-def seed_groups(num_seeds: int, at_once: int) -> list[np.ndarray]:
-    """Seeds in groups of one size, the last filled up with its last: int [groups][size]."""
-    count = math.ceil(num_seeds / at_once)
-    size = math.ceil(num_seeds / count)
-    every = np.minimum(np.arange(count * size), num_seeds - 1)
+def equal_groups(places: int, at_once: int) -> list[np.ndarray]:
+    """Places in groups of one size, the last filled up with its last: int [groups][size]."""
+    count = math.ceil(places / at_once)
+    size = math.ceil(places / count)
+    every = np.minimum(np.arange(count * size), places - 1)
     return list(every.reshape(count, size))

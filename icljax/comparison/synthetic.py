@@ -3,15 +3,12 @@
 Shape glossary: see icljax/comparison/finetune.py.
 """
 
-from typing import Any, cast
-
 import jax
 import jax.numpy as jnp
 
-from icljax.attention.mixing import Past
-from icljax.comparison.finetune import kv_params_of, with_kv_params
+from icljax.comparison.finetune import each_layer, kv_params_of
 from icljax.data.prompts import Demonstrations
-from icljax.models.decoder import Block, Decoder
+from icljax.models.decoder import Decoder, LayerOutput
 from icljax.types import Array, Params
 
 
@@ -51,31 +48,16 @@ def random_gradients(
 ) -> Params:
     """Of key and value leaves, for random gradients of an example's keys and values.
 
-    No gradient passes a layer's input, as in `finetune.layer_gradients`.
+    No gradient passes a layer's input, as in `finetune.each_layer`.
     """
-    index = jnp.arange(tokens.shape[0], dtype=jnp.int32)[None]
-    past, valid = Past(index + 1, None, None), (index < length)[..., None, None]
+    valid = (jnp.arange(tokens.shape[0]) < length)[None, :, None, None]
 
-    def layer(x: jax.Array, inputs: tuple[jax.Array, Params, Params]) -> tuple[Any, Params]:
-        number, weights, kv_params = inputs
+    def product(number: jax.Array, _: jax.Array, __: jax.Array, left: LayerOutput) -> jax.Array:
+        made = jnp.stack([left.keys, left.values])
+        errors = jax.random.normal(jax.random.fold_in(key, number), made.shape)
+        return jnp.sum(jnp.where(valid, made * errors, 0))
 
-        def product(kv_params: Params) -> tuple[jax.Array, jax.Array]:
-            own = with_kv_params({"layers": weights}, kv_params)["layers"]
-            args = (x, (number, None), None, index, past, None)
-            streams: Any = Block(model.config).apply({"params": own}, *args, method="streams")
-            _, out, left = streams
-            made = jnp.stack([left.keys, left.values])
-            errors = jax.random.normal(jax.random.fold_in(key, number), made.shape)
-            return jnp.sum(jnp.where(valid, made * errors, 0)), out
-
-        gradient, out = jax.grad(product, has_aux=True)(kv_params)
-        return out, gradient
-
-    start = cast(jax.Array, model.apply({"params": params}, tokens[None], index, method="embedded"))
-    numbers = jnp.arange(model.config.num_layers)
-    kv_params = kv_params_of(params)
-    gradient: Params = jax.lax.scan(layer, start, (numbers, params["layers"], kv_params))[1]
-    return gradient
+    return each_layer(model, params, kv_params_of(params), jnp.asarray(tokens), product)[1]
 
 
 def sized(

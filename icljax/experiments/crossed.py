@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from icljax import checkpoints, results
-from icljax.catalog import SYNTHETIC, VARIANTS
+from icljax.catalog import SYNTHETIC
 from icljax.comparison import answers, claims, crossed, crossing
 from icljax.comparison.crossed import DRAWN, Plan
 from icljax.comparison.crossing import Crossing
-from icljax.comparison.inputs import Inputs
+from icljax.comparison.inputs import Inputs, variant_names
 from icljax.comparison.programs import Subject, make_static, programs_of
 from icljax.comparison.reading import first_batches
 from icljax.comparison.statistics import data_record, model_record, provenance
@@ -34,17 +34,17 @@ from icljax.experiments import job
 from icljax.experiments.config import WRONG
 from icljax.records import Crossed, RateCurve, RateSelection
 from icljax.reports import crossed as crossed_report
-from icljax.runtime import processes, sharding
+from icljax.runtime import processes
 from icljax.runtime.chunks import Arrays, Chunks
 from icljax.runtime.progress import Stages
 
 
 def make_plan(config: ConfigDict) -> Plan:
     """Which prompts and updates the config asks for."""
-    ordered = tuple(name for name in VARIANTS if name in config.study.variants)
+    variants = variant_names(config)
     random = tuple(name for name in SYNTHETIC if name in config.study.links)
-    wrong = WRONG if WRONG in ordered else ""
-    prompts = (DRAWN, *ordered)
+    wrong = WRONG if WRONG in variants else ""
+    prompts = (DRAWN, *variants)
     return Plan(len(config.seeds), prompts, (*prompts, *random), wrong, config.study.kendall)
 
 
@@ -54,11 +54,9 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
     Raises:
         UserError: for whatever is wrong with what the user gave.
     """
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     with Stages(console) as stages, processes.ending_after_commits():
-        checkpoint, inputs = job.open_inputs(config, stages)
-        identity = job.identity(config, checkpoint, inputs, mesh)
-        chunks = job.open_chunks(path, identity, stages)
+        opened = job.open_job(config, path, stages)
+        checkpoint, inputs, mesh = opened.checkpoint, opened.inputs, opened.mesh
         shown = all_demonstrations(inputs, make_plan(config))
         bos, steps = inputs.encoder.bos, shown.train.shape[1]
         static = make_static(checkpoint.config, config, bos, steps, mesh)
@@ -66,13 +64,13 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
         def load() -> Subject:
             return Subject(programs_of(static), job.load_params(checkpoint, mesh), shown)
 
-        study = Study(config, inputs, crossed.make_programs(static), chunks, stages)
+        study = Study(config, inputs, crossed.make_programs(static), opened.chunks, stages)
         measured = study.measure(load)
         with stages.stage("report", "statistics, report and figures", 1):
             found = summarize(config, checkpoint, inputs, measured)
             found = dataclasses.replace(found, seconds=stages.seconds)
             job.save(path, measured.arrays, functools.partial(crossed_report.report, found))
-    return job.finish(path, found, chunks)
+    return job.finish(path, found, opened.chunks)
 
 
 def all_demonstrations(inputs: Inputs, plan: Plan) -> Demonstrations:
@@ -93,14 +91,14 @@ class Measured:
         arrays: of `crossed.AXES`, and each query's "index" and "label".
         untrained: the same of the model that learned nothing, its queries' "place" among the
             others; None: not asked for.
-        random: by name of `SYNTHETIC`: "step", "wanted", "scale" of each seed's.
+        random: by name of `SYNTHETIC`: norms beside finetuning's, [R].
     """
 
     plan: Plan
     selection: RateSelection
     arrays: Arrays
     untrained: Arrays | None
-    random: dict[str, Arrays]
+    random: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +179,7 @@ class Study:
 
     def read_all(
         self, subject: Subject, plan: Plan, rate: float
-    ) -> tuple[Arrays, dict[str, Arrays]]:
+    ) -> tuple[Arrays, dict[str, np.ndarray]]:
         """Finetunes on all demonstrations, adds random steps, and reads all pairs."""
         config, inputs, stages = self.config, self.inputs, self.stages
         place = config.finetune.learning_rates.index(rate)
@@ -317,8 +315,7 @@ def summarize(
         updates=measured.plan.updates,
         selection=measured.selection,
         random_scale={
-            name: claims.of_values(found["scale"][:, None])
-            for name, found in measured.random.items()
+            name: claims.of_values(scale[:, None]) for name, scale in measured.random.items()
         },
         **claims.found(measured.plan, measured.arrays, measured.untrained, config.study),
         **vars(provenance(config)),

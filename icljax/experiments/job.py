@@ -29,29 +29,52 @@ OVERFLOW = (
 )
 
 
-def open_inputs(config: ConfigDict, stages: Stages) -> tuple[checkpoints.Checkpoint, Inputs]:
-    """The model, with the decoder that the config asks for, and what is read with it."""
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A job before its weights are loaded.
+
+    Attributes:
+        checkpoint: with the decoder that the config asks for.
+        inputs: what is read with it.
+        mesh: of the devices.
+        chunks: what is committed.
+    """
+
+    checkpoint: checkpoints.Checkpoint
+    inputs: Inputs
+    mesh: jax.sharding.Mesh
+    chunks: Chunks
+
+
+def open_job(config: ConfigDict, path: Path, stages: Stages) -> Opened:
+    """Opens the job that a config describes, in its folder."""
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+    checkpoint, inputs = _open_inputs(config, stages)
+    chunks = Chunks(path, _identity(config, checkpoint, inputs, mesh), stages.note)
+    if len(chunks):
+        stages.note(f"Going on after {len(chunks)} committed chunks in {path}.")
+    return Opened(checkpoint, inputs, mesh, chunks)
+
+
+def _open_inputs(config: ConfigDict, stages: Stages) -> tuple[checkpoints.Checkpoint, Inputs]:
     with stages.stage("model", "model (fetched and converted once)", 1) as bar:
         checkpoint = checkpoints.open_checkpoint(config.model, bar.at, stages.note)
     with stages.stage("prompts", "data and prompts", 1):
         inputs = prepare(config, checkpoint, stages.note)
     if inputs.dataset.stand_in:
         stages.note(inputs.dataset.stand_in, style="bold white on red")
-    decoder = dataclasses.replace(
-        checkpoint.config,
-        dtype=compute_dtype(config),
-        attention=mixing.parse_kinds(config.attention) or checkpoint.config.attention,
-        implementation=config.attention.implementation,
-    )
+    decoder = with_config(checkpoint.config, config)
     return dataclasses.replace(checkpoint, config=decoder), inputs
 
 
-def open_chunks(path: Path, of: dict[str, Any], stages: Stages) -> Chunks:
-    """What the job has committed; `of`: its `identity`."""
-    chunks = Chunks(path, of, stages.note)
-    if len(chunks):
-        stages.note(f"Going on after {len(chunks)} committed chunks in {path}.")
-    return chunks
+def with_config(decoder: DecoderConfig, config: ConfigDict) -> DecoderConfig:
+    """A model's decoder, with the type and the attention that the config asks for."""
+    return dataclasses.replace(
+        decoder,
+        dtype=compute_dtype(config),
+        attention=mixing.parse_kinds(config.attention) or decoder.attention,
+        implementation=config.attention.implementation,
+    )
 
 
 def load_params(checkpoint: checkpoints.Checkpoint, mesh: jax.sharding.Mesh) -> Params:
@@ -83,7 +106,7 @@ def shapes(decoder: DecoderConfig) -> Params:
     return jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
 
 
-def identity(
+def _identity(
     config: ConfigDict, checkpoint: checkpoints.Checkpoint, inputs: Inputs, mesh: jax.sharding.Mesh
 ) -> dict[str, Any]:
     """What a job's numbers depend on beside its config; the same on every host."""

@@ -18,10 +18,10 @@ from icljax.comparison.grid import Chosen, finetune_grid
 from icljax.comparison.inputs import Inputs
 from icljax.comparison.memory import committed_seeds_at_once
 from icljax.comparison.programs import Programs, Subject, encode_demonstrations, make_programs
-from icljax.comparison.reading import Comparison, compare_settings, read_all, seed_groups
+from icljax.comparison.reading import Comparison, compare_settings, equal_groups, read_all
 from icljax.experiments import job
 from icljax.reports import job as job_report
-from icljax.runtime import processes, sharding
+from icljax.runtime import processes
 from icljax.runtime.chunks import Chunks
 from icljax.runtime.progress import Stages
 from icljax.types import Params
@@ -33,20 +33,18 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
     Raises:
         UserError: for whatever is wrong with what the user gave.
     """
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     with Stages(console) as stages, processes.ending_after_commits():
-        checkpoint, inputs = job.open_inputs(config, stages)
-        decoder = checkpoint.config
-        chunks = job.open_chunks(path, job.identity(config, checkpoint, inputs, mesh), stages)
-        num_demonstrations = inputs.demonstrations.train.shape[1]
-        programs = make_programs(decoder, config, inputs.encoder.bos, num_demonstrations, mesh)
+        opened = job.open_job(config, path, stages)
+        checkpoint, inputs, mesh = opened.checkpoint, opened.inputs, opened.mesh
+        bos, num_demonstrations = inputs.encoder.bos, inputs.demonstrations.train.shape[1]
+        programs = make_programs(checkpoint.config, config, bos, num_demonstrations, mesh)
 
         def load() -> Params:
             params = job.load_params(checkpoint, mesh)
             seed = config.metrics.seed
             return weights.reinitialize(params, config.weights, programs.initialize, seed)
 
-        measured = measure(programs, load, inputs, config, chunks, stages)
+        measured = measure(programs, load, inputs, config, opened.chunks, stages)
         with stages.stage("report", "statistics, report and figures", 1):
             arrays = statistics.example_arrays(inputs, measured.comparison)
             summary = dataclasses.replace(
@@ -56,7 +54,7 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
                 seconds=stages.seconds,
             )
             job.save(path, arrays, functools.partial(job_report.report, summary))
-    return job.finish(path, summary, chunks)
+    return job.finish(path, summary, opened.chunks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +131,7 @@ def select_seed(
         logprob = comparison.logprob_icl
     else:
         at_once = committed_seeds_at_once(subject, chunks, "compare-size")
-        groups = seed_groups(len(config.seeds), at_once)
+        groups = equal_groups(len(config.seeds), at_once)
         logprob = np.concatenate([_read_states(subject, inputs, group) for group in groups])
         logprob = logprob[: len(config.seeds)]
         answers.check("in-context", logprob, inputs.selection_names, config.seeds, job.OVERFLOW)

@@ -38,7 +38,6 @@ from ml_collections import ConfigDict
 
 from icljax import checkpoints
 from icljax import main as main_lib
-from icljax.attention import mixing
 from icljax.comparison import crossed, programs
 from icljax.comparison.inputs import Inputs, make_encoder
 from icljax.data import tasks
@@ -134,13 +133,7 @@ def make_checked(config: ConfigDict, options: Options) -> Checked:
         )
     config_lib.fill_in(config)
     config.eval.tokens_per_batch = config.eval.tokens_per_batch or _TOKENS_PER_BATCH
-    decoder = model_decoder(config)
-    decoder = dataclasses.replace(
-        decoder,
-        dtype=config.dtype,
-        attention=mixing.parse_kinds(config.attention) or decoder.attention,
-        implementation=config.attention.implementation,
-    )
+    decoder = job.with_config(model_decoder(config), config)
     tokens = lengths(config, options.demonstration_tokens, options.query_tokens, options.examples)
     return Checked(config, decoder, make_inputs(config, decoder, tokens))
 

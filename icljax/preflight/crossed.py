@@ -17,6 +17,7 @@ from icljax.experiments import crossed
 from icljax.models.decoder import DecoderConfig
 from icljax.preflight.calls import AnyMesh, Call, Recorder, nowhere, parameters, zeros
 from icljax.preflight.costs import Costs, Estimate, device_bytes
+from icljax.records import CROSSED_AXES
 from icljax.types import Array, Params
 
 ROUNDS = 3  # SmolLM2-135M on MR took 2 to 4, both kinds, at learning rates of .0001 and .001
@@ -88,16 +89,16 @@ def make_programs(recorder: Recorder) -> Programs:
 
 def _arrays(plan: Plan, queries: Queries) -> dict[str, np.ndarray]:
     """As `comparison.crossed.pairs` gives them, of one layer."""
-    seeds, named = plan.seeds, 2 if plan.contrasts else 1
-    prompts, updates = len(plan.prompts) * seeds, len(plan.updates) * seeds
-    slots, candidates = queries.example.size, queries.target.shape[2]
-    lead: dict[str, tuple[int, ...]] = {"zsl": (), "icl": (prompts,), "ft": (updates,)}
-    lead |= {"pair": (prompts, updates), "kendall": (named, named, seeds), "query": (seeds,)}
-    lead |= dict.fromkeys(("specific", "label"), (seeds, seeds))
-
-    def shape(name: str) -> tuple[int, ...]:
-        first, _, last = name.partition("_")
-        of_answers, whole = first == "logprob", lead.get(first) or lead[last]
-        return (*whole, slots, candidates if of_answers else 1)
-
-    return {name: zeros(*shape(name)) for name in array_names(plan)}
+    named = 2 if plan.contrasts else 1
+    sizes = {
+        "prompt": len(plan.prompts) * plan.seeds,
+        "update": len(plan.updates) * plan.seeds,
+        **dict.fromkeys(("seed", "ft_seed"), plan.seeds),
+        **dict.fromkeys(("icl_labels", "ft_labels"), named),
+        "example": queries.example.size,
+        "answer": queries.target.shape[2],
+        "layer": 1,
+    }
+    return {
+        name: zeros(*(sizes[axis] for axis in CROSSED_AXES[name])) for name in array_names(plan)
+    }

@@ -216,8 +216,7 @@ def _claims_table(jobs: Sequence[Crossed]) -> Table:
 def _verdict(claim: Claim) -> Cell:
     if not claim.verdict:
         return _cell(claim.difference, 4, signs=True)
-    strong = claim.verdict in ("above", "equal")
-    return Cell(crossed.VERDICTS[claim.verdict], gap(claim.difference, 4), strong=strong)
+    return crossed.verdict_cell(claim, gap(claim.difference, 4))
 
 
 def _cell(value: Estimate, digits: int = 3, scale: float = 1, signs: bool = False) -> Cell:

@@ -167,7 +167,7 @@ def _claims_table(found: Crossed, digits: int = 4) -> Table:
                     LINKS[c.link].title,
                     "-" if c.link == "nothing" else number(c.level),
                     gap(c.difference, digits),
-                    Cell(VERDICTS[c.verdict], strong=c.verdict in ("above", "equal")),
+                    verdict_cell(c),
                     "-" if seeds is None else str(seeds),
                 )
             )
@@ -184,7 +184,8 @@ def study_table(key: str, heading: str, found: dict[str, Crossed]) -> Table:
         if names:
             rows.append(row(title(measure), kind="group"))
         for name in names:
-            cells = (_verdict_cell(_claim(x, measure, name)) for x in found.values())
+            held = (_claim(x, measure, name) for x in found.values())
+            cells = (verdict_cell(c, gap(c.difference, 4)) if c else Cell("-") for c in held)
             rows.append(row(LINKS[name].title, *cells))
     silent = tuple(f"{t}: no verdicts: {x.no_verdicts}." for t, x in found.items() if x.no_verdicts)
     return Table(key, heading, ("held against", *found), rows, silent)
@@ -194,11 +195,9 @@ def _claim(found: Crossed, measure: str, link: str) -> Claim | None:
     return next((c for c in found.claims if (c.measure, c.link) == (measure, link)), None)
 
 
-def _verdict_cell(claim: Claim | None) -> Cell:
-    if claim is None:
-        return Cell("-")
-    decided = claim.verdict in ("above", "equal")
-    return Cell(VERDICTS[claim.verdict], gap(claim.difference, 4), strong=decided)
+def verdict_cell(claim: Claim, detail: str = "") -> Cell:
+    """A verdict in words, with what stands under it; bold where it decides."""
+    return Cell(VERDICTS[claim.verdict], detail, strong=claim.verdict in ("above", "equal"))
 
 
 def _statistics(found: Crossed) -> str:
@@ -224,7 +223,9 @@ def _variants(found: Crossed) -> list[Table]:
     ]
     header = ("ICL and FT both on", *(CROSSED[k].title for k in measures))
     note = "Both sides change together here, so that a score as high refutes nothing."
-    return [Table("variants", "Other demonstrations on both sides", header, rows, (note,))]
+    guides = (f"{VARIANTS[name].title}: {VARIANTS[name].guide}" for name in names)
+    notes = (note, *guides)
+    return [Table("variants", "Other demonstrations on both sides", header, rows, notes)]
 
 
 def _layer_section(found: Crossed) -> list[Section]:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 
 import msgspec
 
-from icljax import records, results
+from icljax import records
 from icljax.errors import UserError
 from icljax.records import Crossed
 from icljax.reports import paper
@@ -94,7 +94,7 @@ def read(paths: Sequence[Path]) -> list[Group]:
             raise UserError(f"{path} is no folder; give folders that hold results")
     plans = {p.resolve(): _plan(p) for root in paths for p in sorted(root.rglob(SWEEP))}
     for file in _files(paths):
-        of_job = results.read(file) or records.read_crossed(file)
+        of_job = records.read_comparison(file)
         if of_job is None:
             continue
         entry = _entry(of_job, file, plans)

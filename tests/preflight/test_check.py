@@ -168,7 +168,11 @@ def signature(arguments):
 @pytest.fixture(scope="module")
 def small():
     """A small decoder's job on one device, with its programs."""
-    config = sst2("fairseq-125m", num_demonstrations=4, dtype="float32")
+    return small_job(sst2("fairseq-125m", num_demonstrations=4, dtype="float32"))
+
+
+def small_job(config):
+    """A job of few examples with a small decoder: (calls, programs)."""
     config.eval.tokens_per_batch, config.eval.num_examples = 512, 32
     job = check.make_checked(config, SHAPES_ONLY)
     small = {"width": 48, "mlp_width": 96, "num_layers": 3, "vocab_size": 512, "head_width": 16}

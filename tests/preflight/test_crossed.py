@@ -1,6 +1,5 @@
 """A crossed comparison's programs, as preflight foresees them."""
 
-import dataclasses
 import itertools
 from collections import Counter
 
@@ -26,6 +25,7 @@ from tests.preflight.test_check import (
     end_of_job,
     examined,
     signature,
+    small_job,
 )
 
 LINKS = tuple(name for name in catalog.LINKS if name != "nothing")
@@ -65,14 +65,8 @@ def test_every_program_of_a_real_job_was_foreseen(tiny_folder, reviews, tmp_path
 def small():
     """A small decoder's study on one device, with its programs."""
     config = sst2("fairseq-125m", num_demonstrations=4, dtype="float32", seeds=(1, 2, 3))
-    config.eval.tokens_per_batch, config.eval.num_examples = 512, 32
     config.study.links = LINKS
-    job = check.make_checked(config, SHAPES_ONLY)
-    small = {"width": 48, "mlp_width": 96, "num_layers": 3, "vocab_size": 512, "head_width": 16}
-    decoder = dataclasses.replace(job.decoder, num_heads=4, num_kv_heads=4, **small)
-    job = dataclasses.replace(job, decoder=decoder)
-    mesh = sharding.make_mesh(1, 1)
-    return job.calls(mesh, 1 << 33), job.programs(mesh, "")
+    return small_job(config)
 
 
 def test_what_programs_hand_each_other(small):
