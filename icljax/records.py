@@ -137,6 +137,9 @@ class Crossed(Provenance):
         matrix: by measure ("output", "map"): [P][U], mean over queries and layers; seeds with right
             labels, then with wrong ones.
         layers: label contrasts.
+        heads: that of attention maps, in every head, layer by layer; None: no label contrasts.
+        specific: by measure, what own pairs have above others in the part of each side that is owed
+            to its demonstrations (minus the mean over seeds).
         steps: ||change|| / ||zero-shot|| of attention outputs, of the keys of `accuracy`, of other
             updates, and of "untrained_icl" and "untrained_ft".
         random_scale: of random updates by name, the norm of their change of the weights beside
@@ -169,6 +172,8 @@ class Crossed(Provenance):
     claims: tuple[Claim, ...]
     matrix: dict[str, tuple[tuple[Number, ...], ...]]
     layers: dict[str, LayerContrast]
+    heads: LayerContrast | None = None
+    specific: dict[str, Estimate] = field(default_factory=dict)
     steps: dict[str, Estimate]
     step_answers: Estimate
     random_scale: dict[str, Estimate]
@@ -222,7 +227,7 @@ class CrossedJob:
 #   kendall: of own prompts and updates, drawn and on wrong labels;
 #   query: of own pairs, with the update's change of the next query instead;
 #   specific: of each side minus its mean over seeds;
-#   label: of each side's difference between right and wrong labels.
+#   label: of each side's difference between right and wrong labels; by head of own pairs alone.
 CROSSED_AXES = {
     "logprob_zsl": ("example", "answer"),
     "logprob_icl": ("prompt", "example", "answer"),
@@ -235,6 +240,7 @@ CROSSED_AXES = {
         ("specific_output", "specific_map", "label_output", "label_map"),
         ("seed", "ft_seed", "example", "layer"),
     ),
+    "label_map_head": ("seed", "example", "layer", "head"),
     "kendall": ("icl_labels", "ft_labels", "seed", "example", "layer"),
     "query_kendall": ("seed", "example", "layer"),
 }

@@ -185,13 +185,12 @@ def test_the_main_job_on_the_real_model(tmp_path):
     """The README's command, smaller: fetches the model and the reviews where they are new."""
     small = {
         "num_demonstrations": 8,
-        "seeds": "1,",
+        "seeds": "1,2,3",
         "finetune.learning_rates": "0.001,",
-        "selection.num_examples": 4,
-        "eval.num_examples": 40,
-        "mode": "paper",
-        "selection.split": "train",
-        "record_position": "answer",
+        "selection.num_examples": 8,
+        "eval.num_examples": 16,
+        "study.selection_seeds": 1,
+        "study.links": "('other_demonstrations','wrong_labels_ft','other_query')",
     }
     result = command(
         f"--config={ROOT / 'configs/mr.py'}",
@@ -200,9 +199,10 @@ def test_the_main_job_on_the_real_model(tmp_path):
         cache=downloads.cache_dir(),
     )
     assert result.returncode == 0, result.stderr
-    results = json.loads((tmp_path / "job/results.json").read_text())
-    # Far above chance once its label bias is taken out, and not what random vectors give.
-    assert results["accuracy_calibrated"]["icl"]["mean"] > 0.65
-    assert results["similarities"]["sim_aou"]["mean"] > 0.05
-    assert abs(results["similarities"]["sim_aou"]["baselines"]["random_update"]["mean"]) < 0.01
-    assert results["accuracy"]["majority"] == 0.5  # drawn balanced
+    found = json.loads((tmp_path / "job/results.json").read_text())
+    # Far above chance once its label bias is taken out; more alike than two queries' updates.
+    assert found["accuracy_calibrated"]["icl"]["mean"] > 0.65
+    assert found["own"]["output"]["mean"] > 0.05
+    of = {(claim["measure"], claim["link"]): claim for claim in found["claims"]}
+    assert of["output", "other_query"]["difference"]["mean"] > 0.02
+    assert found["no_verdicts"].startswith("3 seeds are too few")

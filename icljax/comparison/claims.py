@@ -289,8 +289,8 @@ def _adjusted(
 
 
 def by_layer(contrast: np.ndarray) -> LayerContrast:
-    """The own pairs' label contrast in each layer, [R, R, N, L]."""
-    found = metrics.seed_estimate(own(contrast))
+    """The own pairs' label contrast in each layer (or head), [R, N, L]."""
+    found = metrics.seed_estimate(contrast)
     low, high = found.interval()
     above = found.p_above()
     adjusted = metrics.holm({str(i): float(p) for i, p in enumerate(above)})
@@ -301,6 +301,19 @@ def by_layer(contrast: np.ndarray) -> LayerContrast:
         high=numbers[2],
         p=tuple(number(adjusted[str(i)]) for i in range(len(above))),
     )
+
+
+def contrasts(arrays: Arrays, margin: float) -> dict[str, Any]:
+    """Label contrasts by layer and head, and own pairs minus others of the specific parts."""
+    heads = arrays["label_map_head"]
+    specific = {
+        of: tested_own(_over_layers(arrays[f"specific_{of}"]), margin) for of in ("output", "map")
+    }
+    return {
+        "layers": {k: by_layer(own(arrays[k])) for k in ("label_output", "label_map")},
+        "heads": by_layer(heads.reshape(*heads.shape[:2], -1)),
+        "specific": {of: estimate(t.difference, t.per_seed) for of, t in specific.items()},
+    }
 
 
 def no_verdicts(gained: dict[str, SeedEstimate], num_seeds: int) -> str:
@@ -425,7 +438,7 @@ def found(
         "variants": variants(plan, values),
         "claims": claims(tested, judge=not silent),
         "matrix": {k: matrix(plan, arrays[f"pair_{k}"]) for k in ("output", "map")},
-        "layers": {k: by_layer(arrays[k]) for k in ("label_output", "label_map") if k in arrays},
+        **(contrasts(arrays, margin) if plan.contrasts else {"layers": {}}),
         "steps": steps(plan, arrays, untrained),
         "step_answers": of_values(np.asarray(of_answers)),
         "behaviour": behaviour(logprob, correct, centred),

@@ -19,9 +19,9 @@ from icljax import metrics
 from icljax.comparison import forward, synthetic
 from icljax.comparison.finetune import Learned, with_kv_params
 from icljax.comparison.forward import Records
-from icljax.comparison.programs import DATA, Static, map_over
+from icljax.comparison.programs import DATA, Static, encode
 from icljax.comparison.programs import zero_shot as read_zero_shot
-from icljax.data.prompts import Demonstrations, Queries
+from icljax.data.prompts import Queries
 from icljax.models.decoder import Decoder, State
 from icljax.records import CROSSED_AXES
 from icljax.runtime import sharding
@@ -90,12 +90,12 @@ class Change(NamedTuple):
     tokens: jax.Array
 
 
-class Prompts(NamedTuple):
-    """What prompts leave behind, with a leading P axis.
+class Prompt(NamedTuple):
+    """What a prompt leaves behind.
 
     Attributes:
-        state: of each.
-        columns, example: int32 [P, C], as in `prompts.Demonstrations`, aligned over variants.
+        state: of all its tokens.
+        columns, example: int32 [C], as in `prompts.Demonstrations`, aligned over variants.
     """
 
     state: State
@@ -110,41 +110,37 @@ def zero_shot(static: Static, params: Params, queries: Queries) -> Change:
     return Change(records.logprob, attention.attn_out, attention.scores_query, none)
 
 
-def read_prompts(
-    static: Static, params: Params, prompts: Prompts, zsl: Change, queries: Queries
+def encode_prompt(static: Static, params: Params, tokens: Array, valid: Array) -> State:
+    """What one prompt leaves behind; tokens and valid [T]."""
+    states = encode(static, params, jnp.asarray(tokens)[None], jnp.asarray(valid)[None])
+    state: State = jax.tree.map(lambda x: x[0], states)
+    return state
+
+
+def read_prompt(
+    static: Static, params: Params, prompt: Prompt, zsl: Change, queries: Queries
 ) -> Change:
-    """What prompts change, and their attention's weights of their own tokens."""
-    mask = forward.own_tokens(queries, static.decoder)
-
-    def one(prompt: Prompts) -> Change:
-        records = forward.read(Decoder(static.decoder), params, prompt.state, queries)
-        seen = forward.seen_of_state(queries, prompt.state, static.decoder)[..., prompt.columns]
-        seen = seen & (jnp.asarray(prompt.example) >= 0)[None, None]
-        weights = jnp.where(seen, records.scores_state[..., prompt.columns], jnp.nan)
-        return _change(records, zsl, mask, weights)
-
-    out: Change = map_over(one, prompts)
-    return out
+    """What a prompt changes, and its attention's weights of its own tokens."""
+    records = forward.read(Decoder(static.decoder), params, prompt.state, queries)
+    seen = forward.seen_of_state(queries, prompt.state, static.decoder)[..., prompt.columns]
+    seen = seen & (jnp.asarray(prompt.example) >= 0)[None, None]
+    weights = jnp.where(seen, records.scores_state[..., prompt.columns], jnp.nan)
+    return _change(static, records, zsl, queries, weights)
 
 
-def read_updates(
+def read_update(
     static: Static, params: Params, learned: Learned, zsl: Change, queries: Queries
 ) -> Change:
-    """What updates change, and their weights of the tokens that they were finetuned on."""
-    mask = forward.own_tokens(queries, static.decoder)
-
-    def one(run: Learned) -> Change:
-        records = read_zero_shot(static, with_kv_params(params, run.kv_params), queries)
-        weights = metrics.finetuning_attention(run.queries, records.attention.query)
-        return _change(records, zsl, mask, weights)
-
-    out: Change = map_over(one, learned)
-    return out
+    """What an update changes, and its weights of the tokens that it was finetuned on."""
+    records = read_zero_shot(static, with_kv_params(params, learned.kv_params), queries)
+    weights = metrics.finetuning_attention(learned.queries, records.attention.query)
+    return _change(static, records, zsl, queries, weights)
 
 
-def _change(after: Records, zsl: Change, mask: jax.Array, weights: jax.Array) -> Change:
-    """Mask: bool [N, L, S] or [N, 1, S], the own tokens."""
-    new = after.attention
+def _change(
+    static: Static, after: Records, zsl: Change, queries: Queries, weights: jax.Array
+) -> Change:
+    new, mask = after.attention, forward.own_tokens(queries, static.decoder)
     scores = metrics.map_change(new.scores_query, zsl.scores, mask)
     return Change(after.logprob, new.attn_out - zsl.output, scores, weights)
 
@@ -153,37 +149,32 @@ def pairs(
     static: Static,
     plan: Plan,
     zsl: Change,
-    prompts: Change,
+    prompts: tuple[Change, ...],
     updates: tuple[Change, ...],
     queries: Queries,
 ) -> dict[str, jax.Array]:
-    """All pairs of prompts and updates on a batch of queries; arrays of `AXES`.
-
-    Args:
-        updates: pieces of them; what fills up the last one is left out.
-    """
-    count = len(plan.updates) * plan.seeds
-    joined: Change = jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *updates)
+    """All pairs of P prompts and U updates on a batch of queries; arrays of `AXES`."""
+    icl, ft = (jax.tree.map(lambda *x: jnp.stack(x), *side) for side in (prompts, updates))
     mask = forward.own_tokens(queries, static.decoder)
     out = {
         "logprob_zsl": zsl.logprob,
-        "logprob_icl": prompts.logprob,
-        "logprob_ft": joined.logprob,
-        "step_icl": _step(zsl, prompts),
-        "step_ft": _step(zsl, joined),
-        **_alike("pair", prompts, joined, mask),
+        "logprob_icl": icl.logprob,
+        "logprob_ft": ft.logprob,
+        "step_icl": jax.vmap(functools.partial(_step, zsl))(icl),
+        "step_ft": jax.vmap(functools.partial(_step, zsl))(ft),
+        **_alike("pair", icl, ft, mask),
     }
     there = jnp.asarray(queries.example).reshape(-1) >= 0
     if plan.tokens:
-        out |= rankings(plan, prompts, joined, there)
+        out |= rankings(plan, icl, ft, there)
     if plan.contrasts:
-        out |= contrasts(plan, prompts, joined, mask, there)
+        out |= contrasts(plan, icl, ft, mask, there)
     return out
 
 
-def _step(zsl: Change, changes: Change) -> jax.Array:
-    """||change|| / ||zero-shot|| of attention outputs: [P or U, N, L]."""
-    return jnp.linalg.norm(changes.output, axis=-1) / jnp.linalg.norm(zsl.output, axis=-1)[None]
+def _step(zsl: Change, change: Change) -> jax.Array:
+    """||change|| / ||zero-shot|| of attention outputs: [N, L]."""
+    return jnp.linalg.norm(change.output, axis=-1) / jnp.linalg.norm(zsl.output, axis=-1)
 
 
 def rankings(
@@ -230,7 +221,19 @@ def contrasts(
         "query_output": jnp.where((later >= 0)[None, :, None], elsewhere, jnp.nan),
         **_alike("specific", specific[0], specific[1], mask),
         **_alike("label", of_labels[0], of_labels[1], mask),
+        "label_map_head": _by_head(of_labels[0].scores, of_labels[1].scores, mask),
     }
+
+
+def _by_head(prompts: jax.Array, updates: jax.Array, mask: jax.Array) -> jax.Array:
+    """Cosines of own pairs' changes of attention maps: [R, N, L, H] of [R, N, L, H, S]."""
+
+    def one(icl: jax.Array, ft: jax.Array) -> jax.Array:
+        # Each head as a layer with one head.
+        left, right = (x[None, ..., None, :] for x in (icl, ft))
+        return metrics.pairwise_map_cosine(left, right, mask[..., None, :])[0, 0]
+
+    return jax.vmap(one)(prompts, updates)
 
 
 def _alike(name: str, prompts: Change, updates: Change, mask: jax.Array) -> dict[str, jax.Array]:
@@ -266,23 +269,26 @@ def array_names(plan: Plan) -> list[str]:
     ]
 
 
-def mean_step(zsl: Change, updates: Change, queries: Queries) -> jax.Array:
-    """||change|| / ||zero-shot|| of attention outputs, mean over layers and queries: [U]."""
-    there = jnp.asarray(queries.example).reshape(1, -1, 1) >= 0
-    steps = jnp.where(there, _step(zsl, updates), 0)
-    return jnp.sum(steps, (1, 2)) / (jnp.sum(there) * steps.shape[-1])
+def mean_step(zsl: Change, update: Change, queries: Queries) -> jax.Array:
+    """||change|| / ||zero-shot|| of attention outputs, mean over layers and queries: []."""
+    there = jnp.asarray(queries.example).reshape(-1, 1) >= 0
+    steps = jnp.where(there, _step(zsl, update), 0)
+    return jnp.sum(steps) / (jnp.sum(there) * steps.shape[-1])
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
     """The jitted programs of crossed comparisons; each as the function of its name says."""
 
+    encode_prompt: Callable[[Params, Array, Array], State]
     zero_shot: Callable[[Params, Queries], Change]
-    prompts: Callable[[Params, Prompts, Change, Queries], Change]
-    updates: Callable[[Params, Learned, Change, Queries], Change]
-    pairs: Callable[[Plan, Change, Change, tuple[Change, ...], Queries], dict[str, jax.Array]]
+    read_prompt: Callable[[Params, Prompt, Change, Queries], Change]
+    read_update: Callable[[Params, Learned, Change, Queries], Change]
+    pairs: Callable[
+        [Plan, Change, tuple[Change, ...], tuple[Change, ...], Queries], dict[str, jax.Array]
+    ]
     mean_step: Callable[[Change, Change, Queries], jax.Array]
-    random_steps: Callable[[Params, Demonstrations, Array], Params]
+    random_step: Callable[[Params, Array, Array, Array], Params]
     noise: Callable[[Params, Array], Params]
     sized: Callable[[Params, Params, Params, Array | float], Params]
 
@@ -290,47 +296,43 @@ class Programs:
 def make_programs(static: Static) -> Programs:
     """The programs: rows of queries over the data axis; what the host reads is replicated."""
     mesh, whole = static.mesh, NamedSharding(static.mesh, P())
-    of_zsl, of_several = P("data"), P(None, "data")
 
-    def rows(
-        function: Callable[..., Change], in_specs: tuple[P, ...], out: P
-    ) -> Callable[..., Change]:
-        function = functools.partial(function, static)
-        split: Callable[..., Change] = sharding.over_data(mesh, function, in_specs, out)
+    def of(function: Callable[..., T]) -> Callable[..., T]:
+        return functools.partial(function, static)
+
+    def rows(function: Callable[..., Change], *specs: P) -> Callable[..., Change]:
+        split: Callable[..., Change] = sharding.over_data(mesh, of(function), specs, DATA)
         return jax.jit(split)
 
     @functools.partial(jax.jit, out_shardings=whole)
-    def all_pairs(
-        plan: Plan, zsl: Change, prompts: Change, updates: tuple[Change, ...], queries: Queries
-    ) -> dict[str, jax.Array]:
-        specs = (of_zsl, of_several, of_several, DATA)
+    def all_pairs(plan: Plan, *arguments: Any) -> dict[str, jax.Array]:
         out = {name: P(*[None] * AXES[name], "data") for name in array_names(plan)}
         function = functools.partial(pairs, static, plan)
-        found: dict[str, jax.Array] = sharding.over_data(mesh, function, specs, out)(
-            zsl, prompts, updates, queries
+        found: dict[str, jax.Array] = sharding.over_data(mesh, function, (DATA,) * 4, out)(
+            *arguments
         )
         return found
 
     def split_heads(function: Callable[..., Params]) -> Callable[..., Params]:
-        """Its key and value leaves of several runs, split as a model's; else they are gathered."""
+        """Its key and value leaves, split as a model's; else they are gathered."""
 
         def call(*arguments: Any) -> Params:
             made = function(*arguments)
-            where = sharding.shardings(jax.tree.map(lambda x: x[0], made), mesh)
-            several = jax.tree.map(lambda x: NamedSharding(mesh, P(None, *x.spec)), where)
-            out: Params = jax.lax.with_sharding_constraint(made, several)
+            where = sharding.shardings(made, mesh)
+            out: Params = jax.lax.with_sharding_constraint(made, where)
             return out
 
         return jax.jit(call)
 
     model, seed = Decoder(static.decoder), static.random_seed
     return Programs(
-        zero_shot=rows(zero_shot, (P(), DATA), of_zsl),
-        prompts=rows(read_prompts, (P(), P(), of_zsl, DATA), of_several),
-        updates=rows(read_updates, (P(), P(), of_zsl, DATA), of_several),
+        encode_prompt=jax.jit(of(encode_prompt)),
+        zero_shot=rows(zero_shot, P(), DATA),
+        read_prompt=rows(read_prompt, P(), P(), DATA, DATA),
+        read_update=rows(read_update, P(), P(), DATA, DATA),
         pairs=all_pairs,
         mean_step=jax.jit(mean_step, out_shardings=whole),
-        random_steps=split_heads(functools.partial(synthetic.random_steps, model, seed)),
+        random_step=split_heads(functools.partial(synthetic.random_step, model, seed)),
         noise=split_heads(functools.partial(synthetic.noise, seed)),
         sized=jax.jit(synthetic.sized),
     )

@@ -8,17 +8,14 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
-from icljax.comparison.crossed import AXES, Change, Plan, Programs, Prompts
+from icljax.comparison.crossed import AXES, Change, Plan, Programs, Prompt
 from icljax.comparison.finetune import Finetuned, Learned, kv_params_of
 from icljax.comparison.grid import finetune_pieces
 from icljax.comparison.memory import updates_at_once
 from icljax.comparison.programs import DATA, TRAINING_QUERIES, Subject
-from icljax.comparison.reading import batches, equal_groups, slots_in_order
+from icljax.comparison.reading import batches, slots_in_order
 from icljax.comparison.store import Run, Store
 from icljax.data.prompts import Demonstrations, Queries
 from icljax.runtime import processes
@@ -44,14 +41,14 @@ class Crossing:
     plan: Plan
     updates: tuple[tuple[Store, Run], ...]
 
-    def learned(self, places: Sequence[int]) -> Learned:
-        """Some updates, with a leading axis."""
-        there = [store.load(run) for store, run in (self.updates[i] for i in places)]
-        return self.subject.programs.stack(there)
+    def learned(self, place: int) -> Learned:
+        """An update, from disk."""
+        store, run = self.updates[place]
+        return store.load(run)
 
 
 def without_tokens(demonstrations: Demonstrations) -> Demonstrations:
-    """Demonstrations of which finetuning keeps no training tokens' queries, but one of each."""
+    """Demonstrations of which finetuning keeps no training tokens' queries, but one."""
     few = {name: getattr(demonstrations, name)[:, :1] for name in ("columns", "example")}
     return demonstrations._replace(**few, train_index=demonstrations.train_index[:, :1])
 
@@ -87,7 +84,8 @@ def finetune_all(
     store: Store,
     subject: Subject,
     runs: list[Run],
-    config: ConfigDict,
+    learning_rates: Sequence[float],
+    at_once: int,
     advance: Callable[[int], None],
 ) -> np.ndarray:
     """Finetunes runs and keeps them all; their losses, float32 [runs, steps]."""
@@ -96,7 +94,7 @@ def finetune_all(
         return {"loss": np.asarray(finetuned.loss)[: len(piece)]}, piece
 
     losses = []
-    for piece, arrays in finetune_pieces(store, subject, runs, config, keep_all):
+    for piece, arrays in finetune_pieces(store, subject, runs, learning_rates, at_once, keep_all):
         losses.append(arrays["loss"])
         advance(len(piece))
     return np.concatenate(losses)
@@ -132,7 +130,7 @@ class _Reader:
 
     def __init__(self, crossing: Crossing):
         self.crossing = crossing
-        self.all_learned = functools.cache(crossing.learned)  # where all fit together
+        self.loaded: dict[int, Learned] = {}  # as many updates as fit; the others for each batch
 
     def __call__(self, batch: Queries) -> Arrays:
         """The arrays of `crossed.pairs`."""
@@ -140,34 +138,45 @@ class _Reader:
         params = crossing.subject.params
         there: Any = crossing.subject.programs.devices.put(batch, DATA)
         zsl = programs.zero_shot(params, there)
-        prompts = programs.prompts(params, self.prompts, zsl, there)
-        learned = self.all_learned if len(self.pieces) == 1 else crossing.learned
+        prompts = tuple(programs.read_prompt(params, one, zsl, there) for one in self.prompts)
         updates = tuple(
-            programs.updates(params, learned(piece), zsl, there) for piece in self.pieces
+            programs.read_update(params, self.learned(place), zsl, there)
+            for place in range(len(crossing.updates))
         )
         out = programs.pairs(crossing.plan, zsl, prompts, updates, there)
         return {name: np.asarray(x) for name, x in out.items()}
 
-    @functools.cached_property
-    def prompts(self) -> Prompts:
-        """What all prompts leave behind."""
-        subject = self.crossing.subject
-        shown, put = subject.demonstrations, subject.programs.devices.put
-        state = subject.programs.encode(subject.params, *put((shown.context, shown.context_valid)))
-        return Prompts(state, *put((shown.columns, shown.example)))
+    def learned(self, place: int) -> Learned:
+        """An update, which stays in memory where there is room."""
+        if place in self.loaded:
+            return self.loaded[place]
+        learned = self.crossing.learned(place)
+        if len(self.loaded) < self.most:
+            self.loaded[place] = learned
+        return learned
 
     @functools.cached_property
-    def pieces(self) -> list[tuple[int, ...]]:
-        """The updates' places in pieces of one size; the last is filled up with its last."""
-        devices, count = self.crossing.subject.programs.devices, len(self.crossing.updates)
+    def prompts(self) -> list[Prompt]:
+        """What every prompt leaves behind."""
+        subject, encode = self.crossing.subject, self.crossing.programs.encode_prompt
+        shown, put = subject.demonstrations, subject.programs.devices.put
+        return [
+            Prompt(encode(subject.params, *put((context, valid))), *put((columns, example)))
+            for context, valid, columns, example in zip(
+                shown.context, shown.context_valid, shown.columns, shown.example, strict=True
+            )
+        ]
+
+    @functools.cached_property
+    def most(self) -> int:
+        """How many updates there is room for."""
+        devices, subject = self.crossing.subject.programs.devices, self.crossing.subject
 
         def choose() -> int:
             free, model = devices.free_memory(), devices.mesh.shape["model"]
-            shown = self.crossing.subject.demonstrations
-            return updates_at_once(self.crossing.subject.params, shown, free, model)
+            return updates_at_once(subject.params, subject.demonstrations, free, model)
 
-        at_once = min(count, processes.from_first(choose))
-        return [tuple(piece.tolist()) for piece in equal_groups(count, at_once)]
+        return processes.from_first(choose)
 
 
 def make_random(
@@ -200,30 +209,30 @@ def make_random(
 
     def make(seed: int, scale: float) -> Arrays:
         there, zsl = read()
-        number = devices.put(np.asarray([numbers[seed]], np.int32))
-        finetuned = crossing.learned([seed])
+        number = devices.put(np.asarray(numbers[seed], np.int32))
+        finetuned = crossing.learned(seed)
         ranked = np.zeros(finetuned.queries.shape, np.float32)  # by no training token
-        queries: Any = devices.put(ranked, P(None, *TRAINING_QUERIES))
+        queries: Any = devices.put(ranked, TRAINING_QUERIES)
         if kind == "random_step":
-            shown: Any = jax.tree.map(lambda x: np.asarray(x)[[seed]], subject.demonstrations)
-            directions = programs.random_steps(subject.params, devices.put(shown), number)
+            shown = subject.demonstrations
+            examples = devices.put((shown.train[seed], shown.train_length[seed]))
+            direction = programs.random_step(subject.params, *examples, number)
         else:
-            directions = programs.noise(base, number)
+            direction = programs.noise(base, number)
 
         def step(kv_params: Params) -> float:
             learned = Learned(kv_params, queries)
-            change: Change = programs.updates(subject.params, learned, zsl, there)
-            return float(programs.mean_step(zsl, change, there)[0])
+            change = programs.read_update(subject.params, learned, zsl, there)
+            return float(programs.mean_step(zsl, change, there))
 
         wanted = step(finetuned.kv_params)
         for _ in range(_ROUNDS):
-            kv_params = programs.sized(base, finetuned.kv_params, directions, scale)
+            kv_params = programs.sized(base, finetuned.kv_params, direction, scale)
             got = step(kv_params)
             if not 0 < got * wanted < np.inf or abs(got / wanted - 1) < _CLOSE:
                 break
             scale *= wanted / got
-        loss: Any = np.zeros((1, 1), np.float32)
-        store.keep((seed, 0), Finetuned(kv_params, loss, queries), 0)
+        store.keep((seed, 0), Learned(kv_params, queries))
         return {"scale": np.asarray(scale)}
 
     scales: list[float] = []

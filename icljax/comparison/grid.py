@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from icljax.comparison.finetune import Finetuned, Learned
-from icljax.comparison.memory import committed, runs_at_once, seed_shares
+from icljax.comparison.memory import committed_runs_at_once, seed_shares
 from icljax.comparison.pairs import Similarity
 from icljax.comparison.programs import DATA, Subject, encode_demonstrations
 from icljax.comparison.reading import read_all
@@ -80,7 +80,9 @@ def finetune_grid(
         arrays = _read_piece(subject, piece, finetuned, selection, labels, num_rates)
         return arrays, list(_best_runs(piece, arrays["scores"], table, best).values())
 
-    for piece, arrays in finetune_pieces(store, subject, runs, config, judge):
+    at_once = committed_runs_at_once(config, subject, chunks, [len(runs)], num_rates)
+    rates = config.finetune.learning_rates
+    for piece, arrays in finetune_pieces(store, subject, runs, rates, at_once, judge):
         now = _best_runs(piece, arrays["scores"], table, best)
         pieces.append({name: x[: len(piece)] for name, x in arrays.items() if name != "scores"})
         seed, rate = np.asarray(piece).T
@@ -191,9 +193,14 @@ Judge = Callable[[list[Run], Finetuned], tuple[Arrays, list[Run]]]
 
 
 def finetune_pieces(
-    store: Store, subject: Subject, runs: list[Run], config: ConfigDict, judge: Judge
+    store: Store,
+    subject: Subject,
+    runs: list[Run],
+    learning_rates: Sequence[float],
+    at_once: int,
+    judge: Judge,
 ) -> Iterator[tuple[list[Run], Arrays]]:
-    """Finetunes runs, as many at once as memory allows; a piece is a chunk.
+    """Finetunes runs, some at once; a piece is a chunk.
 
     The last piece is filled up with its last run, so that one compiled program serves all.
 
@@ -201,14 +208,7 @@ def finetune_pieces(
         judge: says what to commit of a piece, and which of its runs to keep.
     """
     demonstrations, devices = subject.demonstrations, subject.programs.devices
-    rates = np.asarray(config.finetune.learning_rates, np.float32)
-
-    def choose() -> int:
-        free, shape = devices.free_memory(), devices.mesh.shape
-        sizes = (len(runs), free, shape["data"], shape["model"])
-        return runs_at_once(config, subject.params, demonstrations, *sizes)
-
-    at_once = committed(store.chunks, f"{store.name}-size", choose)
+    rates = np.asarray(learning_rates, np.float32)
 
     def finetune(piece: list[Run]) -> Arrays:
         seed, rate = np.asarray(piece + piece[-1:] * (at_once - len(piece))).T
@@ -217,7 +217,8 @@ def finetune_pieces(
         finetuned = subject.programs.finetune(subject.params, *arguments)
         arrays, keep = judge(piece, finetuned)
         for run in keep:
-            store.keep(run, finetuned, piece.index(run))
+            index = np.asarray(piece.index(run), np.int32)
+            store.keep(run, subject.programs.pick(finetuned, index))
         return arrays
 
     for number, start in enumerate(range(0, len(runs), at_once)):

@@ -96,16 +96,17 @@ def prepare(
     )
     for line in notes:
         note(line)
+    packed = pack(config, selection, queries)
     return Inputs(
         dataset=dataset,
         encoder=encoder,
         demonstrations=by_name.pop(""),
         changed=by_name,
         used=used,
-        selection=pack(config, selection),
+        selection=packed[0],
         selection_labels=select_from.labels[selection_rows],
         selection_names=list(map(select_from.where, selection_rows)),
-        evaluation=pack(config, queries),
+        evaluation=packed[1],
         labels=dataset.validation.labels[rows],
         names=list(map(dataset.validation.where, rows)),
         rows=dataset.validation.indices[rows],
@@ -124,12 +125,10 @@ def fitter(
     return functools.partial(prompts.fit, encoder=encoder, reserved=reserved, max_length=limit)
 
 
-def pack(config: ConfigDict, queries: list[Query]) -> Queries:
-    """Queries in batches of the size and layout that the config asks for."""
+def pack(config: ConfigDict, *parts: list[Query]) -> list[Queries]:
+    """Each part's queries in batches of the size and layout that the config asks for."""
     size, score = batch_tokens(config), config.prompt.score
-    return prompts.pack(
-        queries, tokens_per_batch=size, score=score, position=config.record_position
-    )
+    return prompts.pack_alike(parts, size, score=score, position=config.record_position)
 
 
 def _changed(

@@ -1,7 +1,7 @@
 """How much of a job is on a device together: finetuning runs, and seeds that are compared."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -19,7 +19,8 @@ def runs_at_once(
     config: ConfigDict,
     params: Params,
     demonstrations: Demonstrations,
-    num_runs: int,
+    stages: Sequence[int],
+    rates: int,
     free: int,
     data: int = 1,
     model: int = 1,
@@ -32,6 +33,8 @@ def runs_at_once(
 
     Args:
         params: arrays or shapes.
+        stages: how many runs each stage of the job has.
+        rates: learning rates of a seed that are read together; 1: none are.
         free: bytes that they may take on a device.
         data, model: the mesh; runs are split over data, each run's arrays over model.
 
@@ -47,13 +50,12 @@ def runs_at_once(
     stream = tokens * (deep * (width if config.finetune.remat else 8 * width + 4 * mlp) + 3 * vocab)
     each = 4 * (3 * _num_kv_params(params) // model + 2 * queries // model + stream)
     wanted = config.finetune.runs_at_once or data * max(1, free // each)
-    rates = max(1, num_runs // demonstrations.context.shape[0])  # of a seed
-    most = math.ceil(min(wanted, num_runs) / data)
+    most = math.ceil(min(wanted, max(stages)) / data)
     fitting = [n for n in range(1, most + 1) if rates % n == 0 or n % rates == 0]
 
     def cost(n: int) -> float:
         """Runs, those that fill up the last piece too, and half of one for each piece."""
-        return math.ceil(num_runs / (n * data)) * (n + 0.5)
+        return sum(math.ceil(runs / (n * data)) for runs in stages) * (n + 0.5)
 
     return min(fitting, key=cost) * data
 
@@ -86,14 +88,29 @@ def seeds_at_once(params: Params, demonstrations: Demonstrations, free: int, mod
 def updates_at_once(
     params: Params, demonstrations: Demonstrations, free: int, model: int = 1
 ) -> int:
-    """How many updates are on a device together: what fits, read and then stacked."""
+    """How many updates fit in half of what is free; the rest is for what they change."""
     layers, _, heads, width = params["layers"]["attention"]["query"]["kernel"].shape
     queries = demonstrations.columns.shape[1] * layers * heads * width
-    return max(1, free // (2 * 4 * (_num_kv_params(params) + queries) // model))
+    return free // (2 * 4 * (_num_kv_params(params) + queries) // model)
 
 
 def _num_kv_params(params: Params) -> int:
     return sum(x.size for x in jax.tree.leaves(kv_params_of(params)))
+
+
+def committed_runs_at_once(
+    config: ConfigDict, subject: Subject, chunks: Chunks, stages: Sequence[int], rates: int = 1
+) -> int:
+    """`runs_at_once`, as at the job's first start."""
+    devices = subject.programs.devices
+
+    def choose() -> int:
+        free, shape = devices.free_memory(), devices.mesh.shape
+        sizes = (free, shape["data"], shape["model"])
+        shown = subject.demonstrations
+        return runs_at_once(config, subject.params, shown, stages, rates, *sizes)
+
+    return committed(chunks, "finetune-size", choose)
 
 
 def committed_seeds_at_once(subject: Subject, chunks: Chunks, name: str) -> int:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from icljax.comparison.finetune import Finetuned, Learned, kv_params_of
+from icljax.comparison.finetune import Learned, kv_params_of
 from icljax.comparison.programs import TRAINING_QUERIES, Subject
 from icljax.runtime.chunks import Chunks
 
@@ -25,11 +25,9 @@ class Store:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), subject.params
         )
 
-    def keep(self, run: Run, finetuned: Finetuned, index: int) -> None:
-        """Takes run number `index` out of those that were finetuned together."""
-        self.chunks.keep(
-            self._tree(run), self.programs.pick(finetuned, np.asarray(index, np.int32))
-        )
+    def keep(self, run: Run, learned: Learned) -> None:
+        """Writes a run."""
+        self.chunks.keep(self._tree(run), learned)
 
     def forget(self, run: Run) -> None:
         """Drops a run that a better one has replaced."""

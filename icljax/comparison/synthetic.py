@@ -7,39 +7,32 @@ import jax
 import jax.numpy as jnp
 
 from icljax.comparison.finetune import each_layer, kv_params_of
-from icljax.data.prompts import Demonstrations
 from icljax.models.decoder import Decoder, LayerOutput
 from icljax.types import Array, Params
 
 
-def random_steps(
-    model: Decoder, seed: int, params: Params, runs: Demonstrations, numbers: Array
+def random_step(
+    model: Decoder, seed: int, params: Params, train: Array, train_length: Array, number: Array
 ) -> Params:
-    """Steps for error signals drawn at random, one for each run: leaves [R, ...].
+    """A step for error signals drawn at random: leaves as `kv_params_of(params)`.
 
     Finetuning changes a matrix by a sum of x e^T over the training tokens: x, what enters it, and
     e, the loss's gradient of what leaves it. Here x is as in zero-shot and e is Gaussian.
 
     Args:
-        numbers: int32 [R], which seeds the runs are.
+        train, train_length: int32 [E, U] and [E], a seed's examples.
+        number: int32 [], which seed that is.
     """
-    key = jax.random.key(seed)
+    drawn = jax.random.fold_in(jax.random.key(seed), number)
 
-    def one(inputs: tuple[Array, Array, Array]) -> Params:
-        train, train_length, number = inputs
-        drawn = jax.random.fold_in(key, number)
+    def add(total: Params, example: tuple[Array, Array, Array]) -> tuple[Params, None]:
+        tokens, length, place = example
+        of_example = jax.random.fold_in(drawn, place)
+        step = random_gradients(model, params, tokens, length, of_example)
+        return jax.tree.map(jnp.add, total, step), None
 
-        def add(total: Params, example: tuple[Array, Array, Array]) -> tuple[Params, None]:
-            tokens, length, place = example
-            of_example = jax.random.fold_in(drawn, place)
-            step = random_gradients(model, params, tokens, length, of_example)
-            return jax.tree.map(jnp.add, total, step), None
-
-        start = jax.tree.map(jnp.zeros_like, kv_params_of(params))
-        examples = (train, train_length, jnp.arange(train.shape[0]))
-        return jax.lax.scan(add, start, examples)[0]
-
-    out: Params = jax.lax.map(one, (runs.train, runs.train_length, numbers))
+    start = jax.tree.map(jnp.zeros_like, kv_params_of(params))
+    out: Params = jax.lax.scan(add, start, (train, train_length, jnp.arange(train.shape[0])))[0]
     return out
 
 
@@ -60,44 +53,34 @@ def random_gradients(
     return each_layer(model, params, kv_params_of(params), jnp.asarray(tokens), product)[1]
 
 
-def sized(
-    base: Params, finetuned: Params, directions: Params, scale: Array | float = 1.0
-) -> Params:
-    """`base` plus `directions`, each matrix with the Frobenius norm of finetuning's change.
+def sized(base: Params, finetuned: Params, direction: Params, scale: Array | float = 1.0) -> Params:
+    """`base` plus `direction`, each matrix with the Frobenius norm of finetuning's change.
 
     Args:
-        base: key and value leaves [L, ...]; each layer's is one matrix (or bias).
-        finetuned, directions: of R runs, [R, L, ...].
-        scale: float32 [R], or one for all; times that norm.
+        base, finetuned, direction: key and value leaves [L, ...]; each layer's is one matrix (or
+            bias).
+        scale: float32 [], times that norm.
 
     Returns:
         As `finetuned`.
     """
 
     def one(before: jax.Array, after: jax.Array, direction: jax.Array) -> jax.Array:
-        axes = tuple(range(2, after.ndim))
-        times = jnp.asarray(scale, jnp.float32).reshape(-1, *(1,) * (after.ndim - 1))
-
         def size(x: jax.Array) -> jax.Array:
-            return jnp.sqrt(jnp.sum(x**2, axes, keepdims=True))
+            return jnp.sqrt(jnp.sum(x**2, tuple(range(1, x.ndim)), keepdims=True))
 
-        before = before[None]
-        share = times * size(after - before) / jnp.maximum(size(direction), 1e-30)
-        return before + direction * share
+        times = scale * size(after - before) / jnp.maximum(size(direction), 1e-30)
+        return before + direction * times
 
-    return jax.tree.map(one, base, finetuned, directions)
+    return jax.tree.map(one, base, finetuned, direction)
 
 
-def noise(seed: int, base: Params, numbers: Array) -> Params:
-    """A Gaussian direction for each of `numbers`, int32 [R]: leaves [R, ...]."""
+def noise(seed: int, base: Params, number: Array) -> Params:
+    """A Gaussian direction for seed `number`, int32 []: leaves as `base`."""
     leaves, tree = jax.tree.flatten(base)
-    key = jax.random.key(seed)
-
-    def draw(index: int, leaf: jax.Array) -> jax.Array:
-        def one(number: jax.Array) -> jax.Array:
-            drawn = jax.random.fold_in(jax.random.fold_in(key, number), index)
-            return jax.random.normal(drawn, leaf.shape, leaf.dtype)
-
-        return jax.vmap(one)(jnp.asarray(numbers))
-
-    return jax.tree.unflatten(tree, [draw(i, leaf) for i, leaf in enumerate(leaves)])
+    drawn = jax.random.fold_in(jax.random.key(seed), number)
+    directions = [
+        jax.random.normal(jax.random.fold_in(drawn, place), leaf.shape, leaf.dtype)
+        for place, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(tree, directions)

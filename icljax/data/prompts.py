@@ -353,38 +353,72 @@ def pack(
     score: str = "mean",
     position: str = "answer",
 ) -> Queries:
-    """Packs queries into batches of one static shape.
+    """Packs queries into batches of one static shape: `pack_alike` of one part."""
+    return pack_alike([queries], tokens_per_batch, row_length, score, position)[0]
+
+
+def pack_alike(
+    parts: Sequence[Sequence[Query]],
+    tokens_per_batch: int,
+    row_length: int = 256,
+    score: str = "mean",
+    position: str = "answer",
+) -> list[Queries]:
+    """Packs each part's queries into batches; those of all parts have one static shape.
 
     Args:
-        queries: a query's place in the sequence is its `example`.
-        tokens_per_batch: B * S, rounded up to whole rows.
+        parts: a query's place in its part is its `example`.
+        tokens_per_batch: B * S at most, but one row at least; B is what wastes the fewest rows.
         row_length: S; raised where a query is longer.
         score: "mean" or "sum" of a candidate's log-probabilities.
         position: what is studied: the "answer" position or the last token of the "first_label".
 
     Returns:
-        Queries with a leading axis over batches.
+        Queries of each part with a leading axis over batches.
     """
-    branches = [query.branches(position) for query in queries]
-    lengths = [len(q.prompt) + sum(b) for q, b in zip(queries, branches, strict=True)]
-    row_length = max(row_length, _ceil(max(lengths), 64))
-    rows = _fill_rows(lengths, row_length)
-    num_rows = max(1, min(tokens_per_batch // row_length, len(rows)))
-    batches = math.ceil(len(rows) / num_rows)
-    read = [1 + sum(len(c) - 1 for c in query.candidates) for query in queries]
-    places = max(sum(read[i] for i in row) for row in rows)
-    candidates = max(len(q.candidates) for q in queries)
-    longest = max(len(c) for q in queries for c in q.candidates)
-    per_slot = (max(map(len, rows)), candidates, longest)
-    out = _empty(batches * num_rows, row_length, places, per_slot)
-    for row, examples in enumerate(rows):
-        start = place = 0
-        for slot, example in enumerate(examples):
-            out.example[row, slot] = example
-            _place_query(out, row, slot, start, place, queries[example], branches[example])
-            _weigh(out, row, slot, queries[example], score)
-            start, place = start + lengths[example], place + read[example]
-    return Queries(*(x.reshape(batches, num_rows, *x.shape[1:]) for x in out))
+    every = [query for part in parts for query in part]
+    row_length = max(row_length, _ceil(max(_length(q, position) for q in every), 64))
+    rows = [_fill_rows([_length(q, position) for q in part], row_length) for part in parts]
+    num_rows = _rows_of_batch([len(of_part) for of_part in rows], tokens_per_batch // row_length)
+    together = list(zip(parts, rows, strict=True))
+    places = max(sum(_num_places(part[i]) for i in row) for part, some in together for row in some)
+    slots = max(len(row) for of_part in rows for row in of_part)
+    candidates = max(len(q.candidates) for q in every)
+    longest = max(len(c) for q in every for c in q.candidates)
+
+    def laid_out(part: Sequence[Query], of_part: list[list[int]]) -> Queries:
+        batches = math.ceil(len(of_part) / num_rows)
+        out = _empty(batches * num_rows, row_length, places, (slots, candidates, longest))
+        for row, examples in enumerate(of_part):
+            start = place = 0
+            for slot, query in enumerate(part[i] for i in examples):
+                out.example[row, slot] = examples[slot]
+                _place_query(out, row, slot, start, place, query, query.branches(position))
+                _weigh(out, row, slot, query, score)
+                start, place = start + _length(query, position), place + _num_places(query)
+        return Queries(*(x.reshape(batches, num_rows, *x.shape[1:]) for x in out))
+
+    return [laid_out(*part) for part in together]
+
+
+def _length(query: Query, position: str) -> int:
+    """Tokens of a query with its branches."""
+    return len(query.prompt) + sum(query.branches(position))
+
+
+def _num_places(query: Query) -> int:
+    """Places whose logits are read."""
+    return 1 + sum(len(c) - 1 for c in query.candidates)
+
+
+def _rows_of_batch(parts: Sequence[int], most: int) -> int:
+    """Rows of a batch, at most `most`, for parts of so many rows."""
+
+    def cost(size: int) -> float:
+        """Rows that are read, those that fill up the last batch too; half of one for each batch."""
+        return sum(math.ceil(count / size) for count in parts) * (size + 0.5)
+
+    return min(range(1, max(1, min(most, max(parts))) + 1), key=cost)
 
 
 def _empty(rows: int, row_length: int, places: int, per_slot: tuple[int, int, int]) -> Queries:

@@ -6,7 +6,6 @@ compared. What a pair shares because any update would, or any demonstrations, st
 whose link is cut.
 """
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -24,10 +23,11 @@ from icljax.comparison import answers, claims, crossed, crossing
 from icljax.comparison.crossed import DRAWN, Plan
 from icljax.comparison.crossing import Crossing
 from icljax.comparison.inputs import Inputs, variant_names
+from icljax.comparison.memory import committed_runs_at_once
 from icljax.comparison.programs import Subject, make_static, programs_of
 from icljax.comparison.reading import first_batches
 from icljax.comparison.statistics import data_record, model_record, provenance
-from icljax.comparison.store import Store
+from icljax.comparison.store import Run, Store
 from icljax.data.prompts import Demonstrations, Queries
 from icljax.errors import UserError
 from icljax.experiments import job
@@ -129,7 +129,7 @@ class Study:
             subject = load()
         plan, config = make_plan(self.config), self.config
         seeds = range(min(config.study.selection_seeds, plan.seeds))
-        curve = self.rate_curve(subject, seeds, self.inputs.selection, "select")
+        curve = self.rate_curve(subject, seeds, self.inputs.selection, "select", "select a rate")
         rate = choose_rate(curve)
         arrays, random = self.read_all(subject, plan, rate)
         untrained, other = None, None
@@ -149,19 +149,17 @@ class Study:
         return Measured(plan, selection, arrays, untrained, random)
 
     def rate_curve(
-        self, subject: Subject, seeds: Sequence[int], queries: Queries, name: str
+        self, subject: Subject, seeds: Sequence[int], queries: Queries, name: str, purpose: str
     ) -> RateCurve:
         """What every learning rate does to the answers of selection examples, mean over seeds."""
         config = self.config
         rates = config.finetune.learning_rates
         of_seeds = _of(subject, seeds)
-        few = crossing.without_tokens(of_seeds.demonstrations)
-        of_seeds = dataclasses.replace(of_seeds, demonstrations=few)
         runs = [(seed, rate) for seed in range(len(seeds)) for rate in range(len(rates))]
         store = Store(of_seeds, self.chunks, name)
-        title = f"finetune {len(runs)} runs, select a rate"
+        title = f"finetune {len(runs)} runs, {purpose}"
         with self.stages.stage(name, title, len(runs)) as advance:
-            loss = crossing.finetune_all(store, of_seeds, runs, config, advance)
+            loss = self._finetune(store, of_seeds, runs, rates, advance)
         kept = tuple((store, run) for run in sorted(runs, key=lambda run: (run[1], run[0])))
         plan = Plan(len(seeds), (DRAWN,), tuple(map(str, rates)))
         cross = Crossing(of_seeds, self.programs, plan, kept)
@@ -186,7 +184,7 @@ class Study:
         runs = [(prompt, place) for prompt in range(len(plan.prompts) * plan.seeds)]
         store = Store(subject, self.chunks, "update")
         with stages.stage("finetune", f"finetune {len(runs)} updates", len(runs)) as advance:
-            crossing.finetune_all(store, subject, runs, config, advance)
+            self._finetune(store, subject, runs, config.finetune.learning_rates, advance)
         cross = Crossing(subject, self.programs, plan, tuple((store, run) for run in runs))
         random = {}
         for name in plan.updates[len(plan.prompts) :]:
@@ -217,16 +215,14 @@ class Study:
         params = subject.programs.initialize(subject.params, config.metrics.seed)
         subject = dataclasses.replace(subject, params=params)
         queries = first_batches(self.inputs.selection, few)
-        other = self.rate_curve(subject, [0], queries, "untrained-select")
-        at = copy.deepcopy(config)
-        at.finetune.learning_rates = (matched_rate(curve, rate, other),)
+        other = self.rate_curve(subject, [0], queries, "untrained-select", "find the step")
         plan = Plan(len(config.seeds), (DRAWN,), (DRAWN,), tokens=config.study.kendall)
         drawn = _of(subject, range(plan.seeds))
         runs = [(seed, 0) for seed in range(plan.seeds)]
         store = Store(drawn, self.chunks, "untrained")
         title = f"untrained: finetune {len(runs)} updates"
         with self.stages.stage("untrained", title, len(runs)) as advance:
-            crossing.finetune_all(store, drawn, runs, at, advance)
+            self._finetune(store, drawn, runs, [matched_rate(curve, rate, other)], advance)
         cross = Crossing(drawn, self.programs, plan, tuple((store, run) for run in runs))
         queries = first_batches(self.inputs.evaluation, few)
         with self.stages.stage("untrained-read", "untrained", _count(queries)) as advance:
@@ -234,6 +230,23 @@ class Study:
                 cross, queries, self.chunks, "untrained-read", advance
             )
         return other, {"place": example, **arrays}
+
+    def _finetune(
+        self,
+        store: Store,
+        subject: Subject,
+        runs: list[Run],
+        learning_rates: Sequence[float],
+        advance: Callable[[int], None],
+    ) -> np.ndarray:
+        """Finetunes runs and keeps them all, as many at once as in every stage; their losses."""
+        seeds, rates = len(self.config.seeds), len(self.config.finetune.learning_rates)
+        prompts = seeds * len(make_plan(self.config).prompts)
+        stages = [self.config.study.selection_seeds * rates, prompts]
+        if "untrained" in self.config.study.links:
+            stages += [rates, seeds]
+        at_once = committed_runs_at_once(self.config, subject, self.chunks, stages)
+        return crossing.finetune_all(store, subject, runs, learning_rates, at_once, advance)
 
 
 def _shape(x: jax.Array) -> jax.ShapeDtypeStruct:

@@ -1,6 +1,7 @@
 """The programs that a job runs: its own code, on devices that hold shapes and run nothing."""
 
 import dataclasses
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
@@ -148,7 +149,7 @@ class Recorder(Devices):
         """A job's programs; to the host they give zeros of one layer, which is never looked at."""
         costs = self.costs
         programs: dict[str, Callable[..., tuple[Any, Estimate]]] = {
-            "encode": self._encode,
+            "encode": self.encode,
             "update": self._update,
             "finetune": self._finetune,
             "pick": lambda finetuned, index: (self._first(finetuned.learned), Estimate()),
@@ -173,13 +174,15 @@ class Recorder(Devices):
             devices=self,
         )
 
-    def _encode(self, params: Params, tokens: Array, valid: Array) -> tuple[State, Estimate]:
-        c, (count, length) = self.costs.decoder, tokens.shape
-        shape = (count, c.num_layers, length, c.num_kv_heads, c.head_width)
-        heads = P(None, None, None, "model")
+    def encode(self, params: Params, tokens: Array, valid: Array) -> tuple[State, Estimate]:
+        """Of several prompts, or of one."""
+        c, (*several, length) = self.costs.decoder, tokens.shape
+        shape = (*several, c.num_layers, length, c.num_kv_heads, c.head_width)
+        heads = P(*[None] * len(several), None, None, "model")
         keys, values = (self.hold(shape, c.dtype, heads) for _ in range(2))
-        state = State(keys, values, self.hold(tokens.shape, bool), self.hold((count,), int))
-        return state, self.costs.encode(count, length)
+        lengths = self.hold(tuple(several), int)
+        state = State(keys, values, self.hold(tokens.shape, bool), lengths)
+        return state, self.costs.encode(math.prod(several), length)
 
     def _update(self, states: State, columns: Array, compared: Array) -> tuple[Any, Estimate]:
         c, (count, tokens) = self.costs.decoder, columns.shape

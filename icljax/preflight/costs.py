@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from icljax.comparison.crossed import Change, Plan, Prompts
+from icljax.comparison.crossed import Change, Plan, Prompt
 from icljax.comparison.finetune import Learned, kv_params_of
 from icljax.comparison.forward import LOGITS_AT_ONCE
 from icljax.comparison.programs import SeedTokens
@@ -127,39 +127,42 @@ class Costs:
 
     def zero_shot(self, queries: Queries) -> Estimate:
         """A batch of queries after BOS alone."""
-        return self._changes(queries, 1, 1)
+        return self._change(queries, 1)
 
-    def prompts(self, prompts: Prompts, queries: Queries) -> Estimate:
-        """A batch after each of some prompts, one after the other."""
-        return self._changes(queries, *prompts.state.valid.shape)
+    def read_prompt(self, prompt: Prompt, queries: Queries) -> Estimate:
+        """A batch after a prompt."""
+        return self._change(queries, len(prompt.state.valid))
 
-    def updates(self, learned: Learned, queries: Queries) -> Estimate:
-        """A batch after BOS with each of some updates, and their weights of training tokens."""
-        count, layers, compared, inner = learned.queries.shape
-        read = self._changes(queries, count, 1)
-        weights = 2.0 * count * queries.example.size * layers * compared * inner
+    def read_update(self, learned: Learned, queries: Queries) -> Estimate:
+        """A batch after BOS with an update, and its weights of training tokens."""
+        layers, compared, inner = learned.queries.shape
+        read = self._change(queries, 1)
+        weights = 2.0 * queries.example.size * layers * compared * inner
         return dataclasses.replace(read, flops=read.flops + weights)
 
-    def pairs(self, plan: Plan, prompts: Change, updates: Sequence[Change]) -> Estimate:
+    def pairs(self, plan: Plan, prompts: Sequence[Change], updates: Sequence[Change]) -> Estimate:
         """Every prompt's change times every update's, and the seeds' contrasts.
 
         Attention outputs are whole on every device of the model axis. Kendall's tau compares, and
         multiplies nothing; its rankings are copied as they are made equal in number and padded.
         """
-        slots, layers, width = prompts.output.shape[1:]
+        one = prompts[0]
+        slots, layers, width = one.output.shape
         of_output = 2.0 * slots * layers * width * self._model
-        of_map = 2.0 * slots * layers * math.prod(prompts.scores.shape[3:])
+        of_map = 2.0 * slots * layers * math.prod(one.scores.shape[2:])
         block = plan.seeds**2  # pairs of one variant's prompts and one's updates
         count = block * (len(plan.prompts) * len(plan.updates) + (2 if plan.contrasts else 0))
-        flops = count * (of_output + of_map) + (block * of_output if plan.contrasts else 0)
+        flops = count * (of_output + of_map)
+        if plan.contrasts:
+            flops += block * of_output + plan.seeds * of_map
         named = 2 if plan.contrasts else 1
-        of_variant = device_bytes(prompts.tokens) / len(plan.prompts)
+        of_variant = plan.seeds * device_bytes(one.tokens)
         ranked = named**2 * of_variant if plan.tokens else 0.0
         results = 4.0 * (2 * count + 4 * plan.tokens * plan.seeds) * slots * layers
         copies = 2 * device_bytes((prompts, updates))
         return Estimate(flops, copies + 4 * ranked + results)
 
-    def random_steps(self, runs: int, steps: int, tokens: int) -> Estimate:
+    def random_step(self, steps: int, tokens: int) -> Estimate:
         """Forward, and random gradients times what enters key and value projections.
 
         Every device of the data axis does all of it.
@@ -168,8 +171,7 @@ class Costs:
         numbers = sum(x.size for x in jax.tree.leaves(trained))
         step = self._layers(tokens, tokens) + 2.0 * tokens * numbers
         working = self._working_set(tokens, tokens, 0) + 3 * device_bytes(trained)
-        passes = runs * steps
-        return Estimate(passes * step * self._data, working, passes, *self._sent(tokens, passes))
+        return Estimate(steps * step * self._data, working, steps, *self._sent(tokens, steps))
 
     def step(self, parts: int, batch: int, length: int) -> Estimate:
         """Forward and backward of all parameters, and their gradient."""
@@ -257,8 +259,8 @@ class Costs:
         at_once = min(places, max(LOGITS_AT_ONCE // self.decoder.vocab_size, of_row))
         return flops, self._working_set(rows * length, length + state, at_once)
 
-    def _changes(self, queries: Queries, count: int, state: int) -> Estimate:
-        """A batch read so many times after `state` tokens, for a `Change` each time."""
+    def _change(self, queries: Queries, state: int) -> Estimate:
+        """A batch read after `state` tokens, for a `Change`."""
         c, local = self.decoder, self._local(queries)
         (rows, length), slots = local.tokens.shape, local.example.size
         flops, working = self._read(local, state)
@@ -267,10 +269,8 @@ class Costs:
         records = 2.0 * slots * c.num_layers * own
         made = slots * c.num_layers * (c.num_heads * length + 2 * self._inner) / self._model
         made += slots * c.num_layers * (c.width + state)
-        sent = self._sent(rows * length, count)
-        return Estimate(
-            count * (flops + records) * self._data, working + 2 * 4 * made, count, *sent
-        )
+        total = (flops + records) * self._data
+        return Estimate(total, working + 2 * 4 * made, 1, *self._sent(rows * length, 1))
 
     def _metrics(self, queries: Queries, context: int, compared: int) -> tuple[float, float]:
         """(FLOPs of one seed, bytes of the three settings' records) of a device's batch."""

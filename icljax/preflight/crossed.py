@@ -8,17 +8,17 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from icljax.comparison.crossed import Change, Plan, Programs, Prompts, array_names
+from icljax.comparison.crossed import Change, Plan, Programs, Prompt, array_names
 from icljax.comparison.finetune import Learned, kv_params_of
 from icljax.comparison.inputs import Inputs
-from icljax.comparison.programs import Subject
-from icljax.data.prompts import Demonstrations, Queries
+from icljax.comparison.programs import DATA, Subject
+from icljax.data.prompts import Queries
 from icljax.experiments import crossed
 from icljax.models.decoder import DecoderConfig
 from icljax.preflight.calls import AnyMesh, Call, Recorder, nowhere, parameters, zeros
 from icljax.preflight.costs import Costs, Estimate, device_bytes
 from icljax.records import CROSSED_AXES
-from icljax.types import Array, Params
+from icljax.types import Params
 
 ROUNDS = 3  # SmolLM2-135M on MR took 2 to 4, both kinds, at learning rates of .0001 and .001
 ASSUMED = f"Assumed too: a random update has finetuning's size after {ROUNDS} rounds (at most 8)."
@@ -43,43 +43,41 @@ def make_programs(recorder: Recorder) -> Programs:
     # Finetuning's step, then the random one's in each round.
     steps = itertools.cycle([1.0, *[2.0] * (ROUNDS - 1), 1.0])
 
-    def change(queries: Queries, count: int | None, compared: int) -> Change:
-        """Of zero-shot, or of several prompts or updates."""
+    def change(queries: Queries, compared: int) -> Change:
+        """Of zero-shot, a prompt or an update."""
         c, slots, length = costs.decoder, queries.example.size, queries.tokens.shape[1]
-        lead, axes = ((), ("data",)) if count is None else ((count,), (None, "data"))
-        shapes = ((queries.target.shape[2],), (c.num_layers, c.width))
-        logprob, output = (recorder.hold((*lead, slots, *x), float, P(*axes)) for x in shapes)
-        shape = (*lead, slots, c.num_layers, c.num_heads, length)
-        scores = recorder.hold(shape, float, P(*axes, None, "model"))
-        tokens = recorder.hold((*lead, slots, c.num_layers, compared), float, P(*axes))
+        shapes = ((slots, queries.target.shape[2]), (slots, c.num_layers, c.width))
+        logprob, output = (recorder.hold(shape, float, DATA) for shape in shapes)
+        shape, where = (slots, c.num_layers, c.num_heads, length), P("data", None, "model")
+        scores = recorder.hold(shape, float, where)
+        tokens = recorder.hold((slots, c.num_layers, compared), float, DATA)
         return Change(logprob, output, scores, tokens)
 
-    def prompts(params: Params, prompts: Prompts, zsl: Change, queries: Queries) -> Any:
-        return change(queries, *prompts.columns.shape), costs.prompts(prompts, queries)
+    def read_prompt(params: Params, prompt: Prompt, zsl: Change, queries: Queries) -> Any:
+        return change(queries, *prompt.columns.shape), costs.read_prompt(prompt, queries)
 
-    def updates(params: Params, learned: Learned, zsl: Change, queries: Queries) -> Any:
-        count, _, compared, _ = learned.queries.shape
-        return change(queries, count, compared), costs.updates(learned, queries)
-
-    def random_steps(params: Params, runs: Demonstrations, numbers: Array) -> Any:
-        made = recorder.stacked(kv_params_of(params), len(numbers))
-        return made, costs.random_steps(*runs.train.shape)
+    def read_update(params: Params, learned: Learned, zsl: Change, queries: Queries) -> Any:
+        return change(queries, learned.queries.shape[1]), costs.read_update(learned, queries)
 
     programs: dict[str, Callable[..., tuple[Any, Estimate]]] = {
-        "zero_shot": lambda params, queries: (change(queries, None, 0), costs.zero_shot(queries)),
-        "prompts": prompts,
-        "updates": updates,
+        "encode_prompt": recorder.encode,
+        "zero_shot": lambda params, queries: (change(queries, 0), costs.zero_shot(queries)),
+        "read_prompt": read_prompt,
+        "read_update": read_update,
         "pairs": lambda plan, zsl, prompts, updates, queries: (
             _arrays(plan, queries),
             costs.pairs(plan, prompts, updates),
         ),
-        "mean_step": lambda zsl, updates, queries: (np.full(1, next(steps)), Estimate(passes=1)),
-        "random_steps": random_steps,
-        "noise": lambda base, numbers: (
-            recorder.stacked(base, len(numbers)),
-            Estimate(temporaries=2 * len(numbers) * device_bytes(base)),
+        "mean_step": lambda zsl, update, queries: (np.asarray(next(steps)), Estimate(passes=1)),
+        "random_step": lambda params, train, length, number: (
+            recorder.like(kv_params_of(params)),
+            costs.random_step(*train.shape),
         ),
-        "sized": lambda base, finetuned, directions, scale: (
+        "noise": lambda base, number: (
+            recorder.like(base),
+            Estimate(temporaries=2 * device_bytes(base)),
+        ),
+        "sized": lambda base, finetuned, direction, scale: (
             recorder.like(finetuned),
             Estimate(passes=1),
         ),
@@ -97,7 +95,7 @@ def _arrays(plan: Plan, queries: Queries) -> dict[str, np.ndarray]:
         **dict.fromkeys(("icl_labels", "ft_labels"), named),
         "example": queries.example.size,
         "answer": queries.target.shape[2],
-        "layer": 1,
+        **dict.fromkeys(("layer", "head"), 1),
     }
     return {
         name: zeros(*(sizes[axis] for axis in CROSSED_AXES[name])) for name in array_names(plan)

@@ -98,16 +98,17 @@ def make_inputs(config: ConfigDict, decoder: DecoderConfig, tokens: Lengths) -> 
     fit = fitter(config, decoder, encoder, queries + selection)
     fitting = [fit([[0] * n for n in drawn[seed::seeds]]) for seed in range(seeds)]
     demonstrations = prompts.build_demonstrations(fitting, encoder)
+    packed = pack(config, selection, queries)
     return Inputs(
         dataset=None,  # type: ignore[arg-type]
         encoder=encoder,
         demonstrations=demonstrations,
         changed=dict.fromkeys(VARIANTS, demonstrations),
         used=[len(seed) for seed in fitting],
-        selection=pack(config, selection),
+        selection=packed[0],
         selection_labels=np.zeros(len(selection), np.int32),
         selection_names=[""] * len(selection),
-        evaluation=pack(config, queries),
+        evaluation=packed[1],
         labels=np.zeros(len(queries), np.int32),
         names=[""] * len(queries),
         rows=np.arange(len(queries)),

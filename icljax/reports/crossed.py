@@ -44,6 +44,7 @@ SETTINGS = {
     "icl_flipped": "ICL, wrong labels",
     "ft_flipped": "FT, wrong labels",
 }
+_SHOWN = 8  # of layers or heads in a cell
 _CLAIMED = (
     "held against",
     "similarity",
@@ -233,11 +234,12 @@ def _layer_section(found: Crossed) -> list[Section]:
         return []
     made = section(
         "labels",
-        "What right labels teach, by layer",
+        "What right labels and these demonstrations teach",
         "The label contrast: what changes when the demonstrations' labels are right instead "
         "of wrong, of ICL against FT. A mean over layers hides layers that share it.",
         layers(found),
         _layers_table(found),
+        _specific(found),
     )
     return [made]
 
@@ -254,26 +256,36 @@ def _steps_table(found: Crossed) -> Table:
 
 
 def _layers_table(found: Crossed) -> Table:
-    rows = [
-        row(title(k), _sure_layers(contrast), _highest(contrast))
-        for k, contrast in found.layers.items()
-    ]
-    note = "Surely above 0: p below .05 after Holm over all layers."
-    header = ("contrast", "layers surely above 0", "highest")
+    names = [str(i + 1) for i in range(len(found.layers["label_map"].mean))]
+    rows = [row(title(k), *_sure(contrast, names)) for k, contrast in found.layers.items()]
+    if found.heads:
+        heads = len(found.heads.mean) // len(names)
+        of_heads = [f"{layer}.{head + 1}" for layer in names for head in range(heads)]
+        rows.append(row("The same by head (layer.head)", *_sure(found.heads, of_heads)))
+    note = "Surely above 0: p below .05 after Holm over all layers, or over all heads."
+    header = ("contrast", "where surely above 0", "highest")
     return Table("sure_layers", "", header, rows, (note,), words=True)
 
 
-def _sure_layers(contrast: LayerContrast) -> str:
-    sure = [str(i + 1) for i, p in enumerate(contrast.p) if p is not None and p < 0.05]
-    return f"{', '.join(sure) or 'none'} of {len(contrast.p)}"
+def _specific(found: Crossed) -> Items:
+    """What is owed to which demonstrations were drawn."""
+    rows = ((f"{title(k)}:", gap(x, 4)) for k, x in found.specific.items())
+    heading = (
+        "The part of each side that is owed to its demonstrations (minus the mean over seeds): "
+        "similarity of own pairs above others"
+    )
+    return Items(tuple(rows), heading)
 
 
-def _highest(contrast: LayerContrast) -> str:
-    known = {i: m for i, m in enumerate(contrast.mean) if m is not None}
-    if not known:
-        return "-"
-    top = max(known, key=known.__getitem__)
-    return f"{number(known[top])} in layer {top + 1}"
+def _sure(contrast: LayerContrast, names: list[str]) -> tuple[str, str]:
+    """Where a contrast is surely above 0, the strongest first, and where it is highest."""
+    known = {name: m for name, m in zip(names, contrast.mean, strict=True) if m is not None}
+    p = {name: 1.0 if p is None else p for name, p in zip(names, contrast.p, strict=True)}
+    ordered = sorted(known, key=known.__getitem__, reverse=True)
+    sure = [name for name in ordered if p[name] < 0.05]
+    shown = ", ".join([*sure[:_SHOWN], *(["..."] if len(sure) > _SHOWN else [])])
+    highest = f"{number(known[ordered[0]])} in {ordered[0]}" if ordered else "-"
+    return f"{len(sure)} of {len(names)}{': ' if sure else ''}{shown}", highest
 
 
 def _accuracy_table(found: Crossed) -> Table:

@@ -62,16 +62,16 @@ def test_gradients_are_of_a_layers_own_keys_and_values(model, layer):
 
 def test_sized_by_hand():
     base = {"w": jnp.asarray([[1.0, 0.0], [0.0, 0.0]])}  # two layers
-    finetuned = {"w": jnp.asarray([[[1.0, 3.0], [0.0, 0.5]]])}
-    directions = {"w": jnp.asarray([[[2.0, 0.0], [3.0, 4.0]]])}
-    got = synthetic.sized(base, finetuned, directions, np.asarray([2.0]))
-    np.testing.assert_allclose(got["w"], [[[7.0, 0.0], [0.6, 0.8]]], rtol=1e-6)
+    finetuned = {"w": jnp.asarray([[1.0, 3.0], [0.0, 0.5]])}
+    direction = {"w": jnp.asarray([[2.0, 0.0], [3.0, 4.0]])}
+    got = synthetic.sized(base, finetuned, direction, 2.0)
+    np.testing.assert_allclose(got["w"], [[7.0, 0.0], [0.6, 0.8]], rtol=1e-6)
 
 
 def test_noise_differs_by_seed_and_leaf(model):
     base = kv_params_of(model[1])
-    one, two = (synthetic.noise(0, base, np.asarray([n])) for n in (1, 2))
+    one, two = (synthetic.noise(0, base, np.asarray(n)) for n in (1, 2))
     for a, b, leaf in zip(*map(jax.tree.leaves, (one, two, base)), strict=True):
-        assert a.shape == (1, *leaf.shape)
+        assert a.shape == leaf.shape
         assert np.abs(a - b).max() > 0.1
     assert np.abs(one["key"]["kernel"] - one["value"]["kernel"]).max() > 0.1

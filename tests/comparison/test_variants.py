@@ -115,7 +115,7 @@ def test_runs_at_once_are_shares_of_seeds(started, runs, seeds, data, expected):
     one = jax.tree.map(lambda x: np.repeat(x[:1], seeds, 0), prepared.demonstrations)
     cfg = cfg.copy_and_resolve_references()
     cfg.finetune.runs_at_once = 4 * data
-    at_once = memory.runs_at_once(cfg, subject.params, one, runs, 3 << 30, data)
+    at_once = memory.runs_at_once(cfg, subject.params, one, [runs], runs // seeds, 3 << 30, data)
     assert at_once == expected
     assert runs // seeds % (at_once // data) == 0 or (at_once // data) % (runs // seeds) == 0
 

@@ -128,6 +128,17 @@ def test_rows_are_filled_well():
     assert used > 0.9
 
 
+def test_parts_that_are_packed_alike_share_a_shape_and_fill_their_batches():
+    """18 rows and 9, at most 16 in a batch: two of nine and one, where 16 would read 48."""
+    long, short = [Query([2] * 63, ANSWERS)] * 18, [Query([3] * 31, ANSWERS)] * 18
+    first, second = prompts.pack_alike([long, short], 16 * 64, 64)
+    assert first.tokens.shape == (2, 9, 64)
+    assert second.tokens.shape == (1, 9, 64)
+    assert [x.shape[1:] for x in first] == [x.shape[1:] for x in second]
+    for packed in (first, second):
+        assert sorted(packed.example[packed.example >= 0]) == list(range(18))
+
+
 def test_a_long_query_widens_the_row():
     packed = prompts.pack([Query([2] * 300, ANSWERS), Query([3] * 5, ANSWERS)], 512)
     assert packed.tokens.shape[-1] == 320

@@ -131,6 +131,7 @@ def test_contrasts_by_hand():
         # Minus the mean over seeds: (1, 0) and (-1, 0).
         specific = got[f"specific_{of}"][:, :, 0, 0]
         np.testing.assert_allclose(specific, [[1, -1], [-1, 1]], atol=1e-6)
+    np.testing.assert_allclose(got["label_map_head"][:, 0, 0, 0], [1, 1], atol=1e-6)
     pairs = pairs_lib._alike("pair", change, change, mask)["pair_output"]
     assert pairs[0, 3, 0, 0] == pytest.approx(0)
 
@@ -158,6 +159,13 @@ def test_claims_agree_with_the_arrays(done):
         contrast.mean(), abs=1e-5
     )
     np.testing.assert_allclose(results.layers["label_map"].mean, contrast.mean((0, 1)), atol=1e-5)
+    of_heads = arrays["label_map_head"]
+    np.testing.assert_allclose(of_heads.mean(-1), contrast, atol=1e-5)
+    assert results.heads is not None
+    np.testing.assert_allclose(results.heads.mean, of_heads.mean((0, 1)).reshape(-1), atol=1e-5)
+    part = arrays["specific_map"].mean(-1)
+    apart = claims.own(part).mean() - part[~np.eye(count, dtype=bool)].mean()
+    assert results.specific["map"].mean == pytest.approx(apart, abs=1e-5)
     by_hand = []
     for i in range(count):
         icl, ft = (

@@ -313,9 +313,16 @@ def test_the_command_line(tmp_path):
     assert "from shapes alone" in fits.stdout
     found = json.loads(file.read_text())
     assert found["asked"]["fits"] is True
-    assert {row["name"] for row in found["asked"]["programs"]} >= {"encode", "finetune", "updates"}
+    assert {row["name"] for row in found["asked"]["programs"]} >= {
+        "encode_prompt",
+        "finetune",
+        "read_update",
+    }
     small = command(
-        "--config.model=fairseq-13b", "--topology=gpu:4xa100-40", "--config.mesh.model=1"
+        "--config.model=fairseq-13b",
+        "--topology=gpu:4xa100-40",
+        "--config.mesh.model=1",
+        "--config.study.links=('other_demonstrations',)",
     )
     assert small.returncode == 1, small.stderr
     assert "DOES NOT FIT" in small.stdout

@@ -77,7 +77,9 @@ def test_what_programs_hand_each_other(small):
             assert signature(out) == signature(call.outputs), call.name
 
 
-@pytest.mark.parametrize("name", ["zero_shot", "prompts", "updates", "pairs", "random_steps"])
+@pytest.mark.parametrize(
+    "name", ["zero_shot", "read_prompt", "read_update", "pairs", "random_step"]
+)
 def test_closed_forms_are_what_is_compiled(small, name):
     calls, programs = small
     call = [c for c in calls if c.name == name and c.variant in ("", "random")][-1]
@@ -94,9 +96,9 @@ def test_what_a_study_holds():
     assert [row.beside for row in untrained] == [0, 0]
     weights = 4 * 1_777_088_000  # float32
     assert untrained[0].arguments == pytest.approx(weights, rel=0.02)
-    encode = next(row for row in verdict.rows if row.name == "encode")
+    encode = next(row for row in verdict.rows if row.name == "encode_prompt")
     tokens = checked.inputs.demonstrations.context.shape[1]
-    assert encode.outputs == pytest.approx(16 * 28 * 2 * tokens * 2 * 128 * 4, rel=0.01)
+    assert encode.outputs == pytest.approx(28 * 2 * tokens * 2 * 128 * 4, rel=0.01)
 
 
 def test_links_that_are_not_asked_for_cost_nothing():
@@ -114,7 +116,7 @@ def test_a_larger_model_axis_needs_less_and_talks_more():
     one, four = (check.from_shapes(checked, topology, model) for model in (1, 4))
     assert four.needed < one.needed
     talking = {row.name for row in four.rows if row.sent}
-    assert talking >= {"zero_shot", "prompts", "updates", "random: random_steps"}
+    assert talking >= {"zero_shot", "read_prompt", "read_update", "random: random_step"}
     assert not any(row.sent for row in one.rows)
 
 
