@@ -144,7 +144,8 @@ class Costs:
         """Every prompt's change times every update's, and the seeds' contrasts.
 
         Attention outputs are whole on every device of the model axis. Kendall's tau compares, and
-        multiplies nothing; its rankings are copied as they are made equal in number and padded.
+        multiplies nothing; its rankings are copied as they are made equal in number and padded. A
+        cosine of each head is no matrix product.
         """
         one = prompts[0]
         slots, layers, width = one.output.shape
@@ -152,9 +153,7 @@ class Costs:
         of_map = 2.0 * slots * layers * math.prod(one.scores.shape[2:])
         block = plan.seeds**2  # pairs of one variant's prompts and one's updates
         count = block * (len(plan.prompts) * len(plan.updates) + (2 if plan.contrasts else 0))
-        flops = count * (of_output + of_map)
-        if plan.contrasts:
-            flops += block * of_output + plan.seeds * of_map
+        flops = count * (of_output + of_map) + (block * of_output if plan.contrasts else 0)
         named = 2 if plan.contrasts else 1
         of_variant = plan.seeds * device_bytes(one.tokens)
         ranked = named**2 * of_variant if plan.tokens else 0.0

@@ -257,34 +257,32 @@ def _steps_table(found: Crossed) -> Table:
 
 def _layers_table(found: Crossed) -> Table:
     names = [str(i + 1) for i in range(len(found.layers["label_map"].mean))]
-    rows = [row(title(k), *_sure(contrast, names)) for k, contrast in found.layers.items()]
+    rows = [row(title(k), *_sure(contrast, names, "layer")) for k, contrast in found.layers.items()]
     if found.heads:
         heads = len(found.heads.mean) // len(names)
         of_heads = [f"{layer}.{head + 1}" for layer in names for head in range(heads)]
-        rows.append(row("The same by head (layer.head)", *_sure(found.heads, of_heads)))
+        rows.append(row("The same by head (layer.head)", *_sure(found.heads, of_heads, "head")))
     note = "Surely above 0: p below .05 after Holm over all layers, or over all heads."
     header = ("contrast", "where surely above 0", "highest")
     return Table("sure_layers", "", header, rows, (note,), words=True)
 
 
-def _specific(found: Crossed) -> Items:
+def _specific(found: Crossed) -> Table:
     """What is owed to which demonstrations were drawn."""
-    rows = ((f"{title(k)}:", gap(x, 4)) for k, x in found.specific.items())
-    heading = (
-        "The part of each side that is owed to its demonstrations (minus the mean over seeds): "
-        "similarity of own pairs above others"
-    )
-    return Items(tuple(rows), heading)
+    rows = [row(title(k), gap(x, 4)) for k, x in found.specific.items()]
+    header = ("what is owed to a seed's demonstrations", "own pairs above others")
+    note = "Similarity of what each change has beside its mean over the seeds."
+    return Table("specific", "", header, rows, (note,))
 
 
-def _sure(contrast: LayerContrast, names: list[str]) -> tuple[str, str]:
+def _sure(contrast: LayerContrast, names: list[str], place: str) -> tuple[str, str]:
     """Where a contrast is surely above 0, the strongest first, and where it is highest."""
     known = {name: m for name, m in zip(names, contrast.mean, strict=True) if m is not None}
     p = {name: 1.0 if p is None else p for name, p in zip(names, contrast.p, strict=True)}
     ordered = sorted(known, key=known.__getitem__, reverse=True)
     sure = [name for name in ordered if p[name] < 0.05]
     shown = ", ".join([*sure[:_SHOWN], *(["..."] if len(sure) > _SHOWN else [])])
-    highest = f"{number(known[ordered[0]])} in {ordered[0]}" if ordered else "-"
+    highest = f"{number(known[ordered[0]])} in {place} {ordered[0]}" if ordered else "-"
     return f"{len(sure)} of {len(names)}{': ' if sure else ''}{shown}", highest
 
 
