@@ -229,11 +229,14 @@ def finetune_runs(
 def pick(static: Static, finetuned: Finetuned, index: Array) -> Learned:
     """What run `index` learned, for every part of the data axis.
 
-    A sum to which one run alone adds something: the runs are never gathered in one place.
+    Where runs are split over devices, a sum to which one run alone adds something: they are never
+    gathered in one place.
     """
     here = jnp.arange(finetuned.loss.shape[0]) == index
 
     def one(x: jax.Array) -> jax.Array:
+        if static.mesh.shape["data"] == 1:
+            return jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
         mine = here.reshape(-1, *(1,) * (x.ndim - 1))
         return jnp.sum(jnp.where(mine, x, 0), 0, dtype=x.dtype)
 
