@@ -303,16 +303,17 @@ def by_layer(contrast: np.ndarray) -> LayerContrast:
     )
 
 
-def contrasts(arrays: Arrays, margin: float) -> dict[str, Any]:
+def contrasts(arrays: Arrays) -> dict[str, Any]:
     """Label contrasts by layer and head, and own pairs minus others of the specific parts."""
     heads = arrays["label_map_head"]
-    specific = {
-        of: tested_own(_over_layers(arrays[f"specific_{of}"]), margin) for of in ("output", "map")
-    }
+    specific = {of: _over_layers(arrays[f"specific_{of}"]) for of in ("output", "map")}
     return {
         "layers": {k: by_layer(own(arrays[k])) for k in ("label_output", "label_map")},
         "heads": by_layer(heads.reshape(*heads.shape[:2], -1)),
-        "specific": {of: estimate(t.difference, t.per_seed) for of, t in specific.items()},
+        "specific": {
+            of: estimate(metrics.own_estimate(x), np.nanmean(metrics.own_minus_other(x), 1))
+            for of, x in specific.items()
+        },
     }
 
 
@@ -438,7 +439,7 @@ def found(
         "variants": variants(plan, values),
         "claims": claims(tested, judge=not silent),
         "matrix": {k: matrix(plan, arrays[f"pair_{k}"]) for k in ("output", "map")},
-        **(contrasts(arrays, margin) if plan.contrasts else {"layers": {}}),
+        **(contrasts(arrays) if plan.contrasts else {"layers": {}}),
         "steps": steps(plan, arrays, untrained),
         "step_answers": of_values(np.asarray(of_answers)),
         "behaviour": behaviour(logprob, correct, centred),

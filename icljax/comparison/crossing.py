@@ -197,49 +197,66 @@ def make_random(
     Returns:
         (where they are kept, as runs (seed, 0); their norm, times finetuning's: float64 [R]).
     """
-    subject, programs, plan = crossing.subject, crossing.programs, crossing.plan
+    subject, devices = crossing.subject, crossing.subject.programs.devices
     store = Store(subject, chunks, kind)
-    devices = subject.programs.devices
-    base = kv_params_of(subject.params)
 
     @functools.cache  # nothing is read where all are committed
     def read() -> tuple[Any, Change]:
         there: Any = devices.put(batches(selection, devices.mesh.shape["data"])[0], DATA)
-        return there, programs.zero_shot(subject.params, there)
+        return there, crossing.programs.zero_shot(subject.params, there)
 
     def make(seed: int, scale: float) -> Arrays:
-        there, zsl = read()
-        number = devices.put(np.asarray(numbers[seed], np.int32))
-        finetuned = crossing.learned(seed)
-        ranked = np.zeros(finetuned.queries.shape, np.float32)  # by no training token
-        queries: Any = devices.put(ranked, TRAINING_QUERIES)
-        if kind == "random_step":
-            shown = subject.demonstrations
-            examples = devices.put((shown.train[seed], shown.train_length[seed]))
-            direction = programs.random_step(subject.params, *examples, number)
-        else:
-            direction = programs.noise(base, number)
-
-        def step(kv_params: Params) -> float:
-            learned = Learned(kv_params, queries)
-            change = programs.read_update(subject.params, learned, zsl, there)
-            return float(programs.mean_step(zsl, change, there))
-
-        wanted = step(finetuned.kv_params)
-        for _ in range(_ROUNDS):
-            kv_params = programs.sized(base, finetuned.kv_params, direction, scale)
-            got = step(kv_params)
-            if not 0 < got * wanted < np.inf or abs(got / wanted - 1) < _CLOSE:
-                break
-            scale *= wanted / got
-        store.keep((seed, 0), Learned(kv_params, queries))
+        direction = _direction(crossing, kind, seed, numbers[seed])
+        learned, scale = _matched(crossing, seed, direction, scale, *read())
+        store.keep((seed, 0), learned)
         return {"scale": np.asarray(scale)}
 
     scales: list[float] = []
-    for seed in range(plan.seeds):
+    for seed in range(crossing.plan.seeds):
         # Seeds need about the same scale: the last one's is near.
         start = scales[-1] if scales else 1.0
         made = chunks.once(f"{kind}-{seed:03d}", functools.partial(make, seed, start))
         scales.append(float(made["scale"]))
         advance(1)
     return store, np.asarray(scales)
+
+
+def _direction(crossing: Crossing, kind: str, seed: int, number: int) -> Params:
+    """Of any size, drawn for a seed; arguments as in `make_random`."""
+    subject, programs = crossing.subject, crossing.programs
+    put, drawn = subject.programs.devices.put, np.asarray(number, np.int32)
+    if kind != "random_step":
+        return programs.noise(kv_params_of(subject.params), put(drawn))
+    shown = subject.demonstrations
+    return programs.random_step(
+        subject.params, *put((shown.train[seed], shown.train_length[seed], drawn))
+    )
+
+
+def _matched(
+    crossing: Crossing, seed: int, direction: Params, scale: float, there: Queries, zsl: Change
+) -> tuple[Learned, float]:
+    """The update along a direction that takes the step of a seed's finetuning, and its scale.
+
+    Args:
+        scale: tried first.
+        there: the batch on which steps are taken; `zsl` is of it.
+    """
+    subject, programs = crossing.subject, crossing.programs
+    base, finetuned = kv_params_of(subject.params), crossing.learned(seed)
+    ranked = np.zeros(finetuned.queries.shape, np.float32)  # by no training token
+    queries: Any = subject.programs.devices.put(ranked, TRAINING_QUERIES)
+
+    def step(kv_params: Params) -> float:
+        learned = Learned(kv_params, queries)
+        change = programs.read_update(subject.params, learned, zsl, there)
+        return float(programs.mean_step(zsl, change, there))
+
+    wanted = step(finetuned.kv_params)
+    for _ in range(_ROUNDS):
+        kv_params = programs.sized(base, finetuned.kv_params, direction, scale)
+        got = step(kv_params)
+        if not 0 < got * wanted < np.inf or abs(got / wanted - 1) < _CLOSE:
+            break
+        scale *= wanted / got
+    return Learned(kv_params, queries), scale

@@ -232,12 +232,11 @@ def pick(static: Static, finetuned: Finetuned, index: Array) -> Learned:
     Where runs are split over devices, a sum to which one run alone adds something: they are never
     gathered in one place.
     """
-    here = jnp.arange(finetuned.loss.shape[0]) == index
 
     def one(x: jax.Array) -> jax.Array:
         if static.mesh.shape["data"] == 1:
             return jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
-        mine = here.reshape(-1, *(1,) * (x.ndim - 1))
+        mine = (jnp.arange(x.shape[0]) == index).reshape(-1, *(1,) * (x.ndim - 1))
         return jnp.sum(jnp.where(mine, x, 0), 0, dtype=x.dtype)
 
     learned = jax.tree.map(one, finetuned.learned)
