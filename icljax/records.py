@@ -100,6 +100,18 @@ class RateCurve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MatchedRate:
+    """The learning rate at which another model or method takes the same step.
+
+    Attributes:
+        curve: on its first seed.
+    """
+
+    rate: float
+    curve: RateCurve
+
+
+@dataclass(frozen=True, kw_only=True)
 class RateSelection:
     """How the one learning rate was chosen.
 
@@ -108,6 +120,7 @@ class RateSelection:
         curve: of the model.
         untrained: of the model that learned nothing, on its first seed; None: not asked for.
         untrained_rate: that was given to it, for a step of the same size.
+        methods: of other finetuning methods, the same.
     """
 
     rate: float
@@ -117,6 +130,23 @@ class RateSelection:
     curve: RateCurve
     untrained: RateCurve | None = None
     untrained_rate: Number = None
+    methods: dict[str, MatchedRate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherMethod:
+    """Updates of another finetuning method on the demonstrations as drawn, at the same step.
+
+    Attributes:
+        accuracy, accuracy_calibrated: after finetuning by it.
+        similarity: to ICL, own pairs, by measure.
+        difference: by measure, that of `Crossed.own` minus it, paired by seed (and query).
+    """
+
+    accuracy: Estimate
+    accuracy_calibrated: Estimate
+    similarity: dict[str, Estimate]
+    difference: dict[str, Estimate]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +156,14 @@ class Crossed(Provenance):
     Attributes:
         classes: the words that the answers stand for, in the same order; empty: themselves.
         prompts, updates: their names, R of each, one a seed: "drawn", then variants of the
-            demonstrations, then (updates) random ones.
+            demonstrations, then (updates) random ones, and those of other methods.
         accuracy, accuracy_calibrated: of "zsl", "icl", "ft", "icl_flipped", "ft_flipped".
         gain: calibrated accuracy of "icl" and "ft" above zero-shot, paired.
         margin: within which a difference counts as none.
         no_verdicts: why claims get no verdict; "": they do.
         own: mean similarity of own pairs, right labels, by measure.
         variants: the same of other demonstrations on both sides, by measure and variant.
+        methods: other ways to finetune, by name.
         claims: each measure against each link.
         matrix: by measure ("output", "map"): [P][U], mean over queries and layers; seeds with right
             labels, then with wrong ones.
@@ -169,6 +200,7 @@ class Crossed(Provenance):
     no_verdicts: str = ""
     own: dict[str, Estimate]
     variants: dict[str, dict[str, Estimate]]
+    methods: dict[str, OtherMethod] = field(default_factory=dict)
     claims: tuple[Claim, ...]
     matrix: dict[str, tuple[tuple[Number, ...], ...]]
     layers: dict[str, LayerContrast]

@@ -12,13 +12,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from icljax import metrics
-from icljax.catalog import LINKS
+from icljax.catalog import LINKS, METHODS, SYNTHETIC
 from icljax.comparison import answers
 from icljax.comparison.crossed import DRAWN, Plan
 from icljax.comparison.statistics import number
 from icljax.metrics import SeedEstimate
 from icljax.metrics.seeds import own as own
-from icljax.records import Claim, LayerContrast, RateCurve
+from icljax.records import Claim, LayerContrast, OtherMethod, RateCurve
 from icljax.results import Estimate, Number
 from icljax.runtime.chunks import Arrays
 
@@ -211,7 +211,7 @@ def tests(
             against["wrong_labels_icl"] = own(plan.block(matrix, plan.contrasts, DRAWN))
         if plan.contrasts and measure == "output":
             against["other_query"] = _over_layers(arrays["query_output"])
-        for name in plan.updates[len(plan.prompts) :]:
+        for name in (name for name in plan.updates if name in SYNTHETIC):
             against[name] = own(plan.block(matrix, DRAWN, name))
         found = {k: tested(pairs, link, margin) for k, link in against.items()}
         found["other_demonstrations"] = tested_own(drawn, margin)
@@ -369,6 +369,29 @@ def variants(plan: Plan, values: dict[str, np.ndarray]) -> dict[str, dict[str, E
     }
 
 
+def methods(plan: Plan, arrays: Arrays, values: dict[str, np.ndarray]) -> dict[str, OtherMethod]:
+    """Own pairs whose update is another method's: described, not counted.
+
+    Args:
+        values: `measured(arrays)`.
+    """
+
+    def one(name: str) -> OtherMethod:
+        logprob = plan.of_updates(arrays["logprob_ft"], name)
+        first = {k: own(plan.block(x, DRAWN, DRAWN)) for k, x in values.items()}
+        other = {k: own(plan.block(x, DRAWN, name)) for k, x in values.items()}
+        answered = (logprob, calibrated(logprob))
+        plain, centred = (of_values(right(x, arrays["label"]).astype(float)) for x in answered)
+        return OtherMethod(
+            accuracy=plain,
+            accuracy_calibrated=centred,
+            similarity={k: of_values(x) for k, x in other.items()},
+            difference={k: of_values(first[k] - x) for k, x in other.items()},
+        )
+
+    return {name: one(name) for name in plan.updates if name in METHODS}
+
+
 def behaviour(
     logprob: dict[str, np.ndarray], correct: dict[str, np.ndarray], centred: dict[str, np.ndarray]
 ) -> dict[str, Estimate]:
@@ -437,6 +460,7 @@ def found(
         "own": {k: of_values(own(plan.block(x, DRAWN, DRAWN))) for k, x in values.items()}
         | ({"kendall": of_values(_over_layers(arrays["kendall"])[0, 0])} if plan.tokens else {}),
         "variants": variants(plan, values),
+        "methods": methods(plan, arrays, values),
         "claims": claims(tested, judge=not silent),
         "matrix": {k: matrix(plan, arrays[f"pair_{k}"]) for k in ("output", "map")},
         **(contrasts(arrays) if plan.contrasts else {"layers": {}}),

@@ -39,7 +39,8 @@ class Plan:
     Attributes:
         seeds: R.
         prompts: variants of the demonstrations, `DRAWN` first.
-        updates: the same variants, finetuned on; then names of `catalog.SYNTHETIC`.
+        updates: the same variants, finetuned on; then names of `catalog.SYNTHETIC`, and of
+            `catalog.METHODS`, on the demonstrations as they are.
         contrasts: the variant with wrong labels; "": there is none, and no contrasts.
         tokens: whether rankings of the demonstrations' tokens are compared.
     """

@@ -46,7 +46,8 @@ def runs_at_once(
     mlp = params["layers"]["mlp"]["up"]["kernel"].shape[-1]
     tokens = demonstrations.train.shape[-1]
     queries = demonstrations.columns.shape[1] * layers * heads * head_width
-    deep = layers if config.finetune.method == "gd" else 1  # the others keep nothing of a layer
+    backward = "gd" in (config.finetune.method, *config.study.methods)
+    deep = layers if backward else 1  # the other methods keep nothing of a layer
     stream = tokens * (deep * (width if config.finetune.remat else 8 * width + 4 * mlp) + 3 * vocab)
     each = 4 * (3 * _num_kv_params(params) // model + 2 * queries // model + stream)
     wanted = config.finetune.runs_at_once or data * max(1, free // each)

@@ -160,6 +160,9 @@ def _study() -> ConfigDict:
     study.answers_of = ""  # the task whose answers "other_answers" puts in; empty: chosen
     # What the own pair is held against: some of catalog.LINKS.
     study.links = tuple(name for name in LINKS if name not in ("weight_noise", "nothing"))
+    # Other methods of `finetune.method`, at its step: what else ICL may be like (described, not
+    # judged).
+    study.methods = ()
     study.kendall = True  # rankings of the demonstrations' tokens too: more memory and disk
     study.margin = 0.03  # differences of a similarity within it count as none
     # One rate serves all seeds: the one with the lowest calibrated loss on so many of them.
@@ -263,6 +266,9 @@ def _validate_study(config: ConfigDict) -> None:
     require(config, "weights", lambda v: v == "trained", "trained, or --config.mode=paper")
     _require_some(config, "study.variants", list(VARIANTS))
     _require_some(config, "study.links", [name for name in LINKS if name != "nothing"])
+    _require_some(
+        config, "study.methods", [name for name in METHODS if name != config.finetune.method]
+    )
     if set(config.study.links) & set(OF_LABELS):
         needed = f"a list with {WRONG}, which config.study.links needs"
         require(config, "study.variants", lambda v: WRONG in v, needed)

@@ -24,7 +24,7 @@ from icljax.comparison.crossed import DRAWN, Plan
 from icljax.comparison.crossing import Crossing
 from icljax.comparison.inputs import Inputs, variant_names
 from icljax.comparison.memory import committed_runs_at_once
-from icljax.comparison.programs import Subject, make_static, programs_of
+from icljax.comparison.programs import Programs, Subject, make_static, programs_of
 from icljax.comparison.reading import first_batches
 from icljax.comparison.statistics import data_record, model_record, provenance
 from icljax.comparison.store import Run, Store
@@ -32,11 +32,13 @@ from icljax.data.prompts import Demonstrations, Queries
 from icljax.errors import UserError
 from icljax.experiments import job
 from icljax.experiments.config import WRONG
-from icljax.records import Crossed, RateCurve, RateSelection
+from icljax.records import Crossed, MatchedRate, RateCurve, RateSelection
 from icljax.reports import crossed as crossed_report
 from icljax.runtime import processes
 from icljax.runtime.chunks import Arrays, Chunks
 from icljax.runtime.progress import Stages
+
+Updates = tuple[tuple[Store, Run], ...]  # where each is kept
 
 
 def make_plan(config: ConfigDict) -> Plan:
@@ -45,7 +47,8 @@ def make_plan(config: ConfigDict) -> Plan:
     random = tuple(name for name in SYNTHETIC if name in config.study.links)
     wrong = WRONG if WRONG in variants else ""
     prompts = (DRAWN, *variants)
-    return Plan(len(config.seeds), prompts, (*prompts, *random), wrong, config.study.kendall)
+    updates = (*prompts, *random, *config.study.methods)
+    return Plan(len(config.seeds), prompts, updates, wrong, config.study.kendall)
 
 
 def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
@@ -64,7 +67,12 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
         def load() -> Subject:
             return Subject(programs_of(static), job.load_params(checkpoint, mesh), shown)
 
-        study = Study(config, inputs, crossed.make_programs(static), opened.chunks, stages)
+        others = {
+            name: programs_of(dataclasses.replace(static, method=name))
+            for name in config.study.methods
+        }
+        reading = crossed.make_programs(static)
+        study = Study(config, inputs, reading, others, opened.chunks, stages)
         measured = study.measure(load)
         with stages.stage("report", "statistics, report and figures", 1):
             found = summarize(config, checkpoint, inputs, measured)
@@ -108,6 +116,7 @@ class Study:
     Attributes:
         config, inputs: as given, and as prepared from it.
         programs: of crossed comparisons.
+        methods: those of a comparison that finetunes by each of `config.study.methods`.
         chunks: what is committed.
         stages: the progress that is shown.
     """
@@ -115,6 +124,7 @@ class Study:
     config: ConfigDict
     inputs: Inputs
     programs: crossed.Programs
+    methods: dict[str, Programs]
     chunks: Chunks
     stages: Stages
 
@@ -131,7 +141,13 @@ class Study:
         seeds = range(min(config.study.selection_seeds, plan.seeds))
         curve = self.rate_curve(subject, seeds, self.inputs.selection, "select", "select a rate")
         rate = choose_rate(curve)
-        arrays, random = self.read_all(subject, plan, rate)
+        updates, random = self.all_updates(subject, plan, rate)
+        methods: dict[str, MatchedRate] = {}
+        for name, programs in self.methods.items():
+            of_method = dataclasses.replace(subject, programs=programs)
+            methods[name], more = self.at_step(of_method, curve, rate, name, name)
+            updates += more
+        arrays = self.read_all(subject, plan, updates)
         untrained, other = None, None
         if "untrained" in config.study.links:
             shapes = jax.tree.map(_shape, subject.params)
@@ -143,8 +159,9 @@ class Study:
             num_examples=len(self.inputs.selection_labels),
             selected_on=self.inputs.selected_on,
             curve=curve,
-            untrained=other,
-            untrained_rate=matched_rate(curve, rate, other) if other else None,
+            untrained=other.curve if other else None,
+            untrained_rate=other.rate if other else None,
+            methods=methods,
         )
         return Measured(plan, selection, arrays, untrained, random)
 
@@ -175,10 +192,14 @@ class Study:
         labels = self.inputs.selection_labels[example]
         return claims.rate_curve(plan, rates, arrays, labels, loss)
 
-    def read_all(
+    def all_updates(
         self, subject: Subject, plan: Plan, rate: float
-    ) -> tuple[Arrays, dict[str, np.ndarray]]:
-        """Finetunes on all demonstrations, adds random steps, and reads all pairs."""
+    ) -> tuple[Updates, dict[str, np.ndarray]]:
+        """Finetunes on all demonstrations, and adds random steps.
+
+        Returns:
+            (where they are kept, as `Measured.random`).
+        """
         config, inputs, stages = self.config, self.inputs, self.stages
         place = config.finetune.learning_rates.index(rate)
         runs = [(prompt, place) for prompt in range(len(plan.prompts) * plan.seeds)]
@@ -187,7 +208,7 @@ class Study:
             self._finetune(store, subject, runs, config.finetune.learning_rates, advance)
         cross = Crossing(subject, self.programs, plan, tuple((store, run) for run in runs))
         random = {}
-        for name in plan.updates[len(plan.prompts) :]:
+        for name in (name for name in plan.updates if name in SYNTHETIC):
             title = f"{plan.seeds} random updates"
             with stages.stage(name, title, plan.seeds) as advance:
                 kept, random[name] = crossing.make_random(
@@ -195,41 +216,60 @@ class Study:
                 )
             more = tuple((kept, (seed, 0)) for seed in range(plan.seeds))
             cross = dataclasses.replace(cross, updates=cross.updates + more)
-        title = f"{len(runs)} prompts x {len(cross.updates)} updates"
+        return cross.updates, random
+
+    def read_all(self, subject: Subject, plan: Plan, updates: Updates) -> Arrays:
+        """Reads all pairs on all queries; the arrays of `Measured`."""
+        config, inputs, stages = self.config, self.inputs, self.stages
+        cross = Crossing(subject, self.programs, plan, updates)
+        title = f"{len(plan.prompts) * plan.seeds} prompts x {len(updates)} updates"
         with stages.stage("cross", title, len(inputs.labels)) as advance:
             example, arrays = crossing.read_pairs(
                 cross, inputs.evaluation, self.chunks, "crossed", advance
             )
         check_defined(plan, arrays, [inputs.names[i] for i in example], config.seeds)
-        return {"index": inputs.rows[example], "label": inputs.labels[example], **arrays}, random
+        return {"index": inputs.rows[example], "label": inputs.labels[example], **arrays}
 
     def read_untrained(
         self, subject: Subject, curve: RateCurve, rate: float
-    ) -> tuple[RateCurve, Arrays]:
+    ) -> tuple[MatchedRate, Arrays]:
         """The same of weights drawn anew, at the learning rate with the trained model's step.
 
         Args:
             subject: of whose weights the shapes are enough.
         """
-        config, few = self.config, self.config.study.untrained_examples
+        config = self.config
         params = subject.programs.initialize(subject.params, config.metrics.seed)
         subject = dataclasses.replace(subject, params=params)
-        queries = first_batches(self.inputs.selection, few)
-        other = self.rate_curve(subject, [0], queries, "untrained-select", "find the step")
+        other, updates = self.at_step(subject, curve, rate, "untrained", "untrained")
         plan = Plan(len(config.seeds), (DRAWN,), (DRAWN,), tokens=config.study.kendall)
-        drawn = _of(subject, range(plan.seeds))
-        runs = [(seed, 0) for seed in range(plan.seeds)]
-        store = Store(drawn, self.chunks, "untrained")
-        title = f"untrained: finetune {len(runs)} updates"
-        with self.stages.stage("untrained", title, len(runs)) as advance:
-            self._finetune(store, drawn, runs, [matched_rate(curve, rate, other)], advance)
-        cross = Crossing(drawn, self.programs, plan, tuple((store, run) for run in runs))
-        queries = first_batches(self.inputs.evaluation, few)
+        cross = Crossing(_of(subject, range(plan.seeds)), self.programs, plan, updates)
+        queries = first_batches(self.inputs.evaluation, config.study.untrained_examples)
         with self.stages.stage("untrained-read", "untrained", _count(queries)) as advance:
             example, arrays = crossing.read_pairs(
                 cross, queries, self.chunks, "untrained-read", advance
             )
         return other, {"place": example, **arrays}
+
+    def at_step(
+        self, subject: Subject, curve: RateCurve, rate: float, name: str, title: str
+    ) -> tuple[MatchedRate, Updates]:
+        """Finetunes on the demonstrations as drawn, at the learning rate with the same step.
+
+        Args:
+            subject: finetunes with other weights, or by another method.
+            curve, rate: whose step is taken.
+        """
+        few = first_batches(self.inputs.selection, self.config.study.untrained_examples)
+        other = self.rate_curve(subject, [0], few, f"{name}-select", f"find {title}'s step")
+        found = MatchedRate(rate=matched_rate(curve, rate, other), curve=other)
+        seeds = range(len(self.config.seeds))
+        drawn, runs = _of(subject, seeds), [(seed, 0) for seed in seeds]
+        store = Store(drawn, self.chunks, name)
+        text = f"{title}: finetune {len(runs)} updates"
+        with self.stages.stage(name, text, len(runs)) as advance:
+            self._finetune(store, drawn, runs, [found.rate], advance)
+        return found, tuple((store, run) for run in runs)
 
     def _finetune(
         self,
@@ -243,8 +283,8 @@ class Study:
         seeds, rates = len(self.config.seeds), len(self.config.finetune.learning_rates)
         prompts = seeds * len(make_plan(self.config).prompts)
         stages = [self.config.study.selection_seeds * rates, prompts]
-        if "untrained" in self.config.study.links:
-            stages += [rates, seeds]
+        matched = ("untrained" in self.config.study.links) + len(self.methods)
+        stages += [rates, seeds] * matched
         at_once = committed_runs_at_once(self.config, subject, self.chunks, stages)
         return crossing.finetune_all(store, subject, runs, learning_rates, at_once, advance)
 

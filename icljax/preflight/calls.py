@@ -1,6 +1,7 @@
 """The programs that a job runs: its own code, on devices that hold shapes and run nothing."""
 
 import dataclasses
+import functools
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from icljax.attention.mixing import LEARNABLE
-from icljax.catalog import SYNTHETIC
+from icljax.catalog import METHODS, SYNTHETIC
 from icljax.comparison import pairs
 from icljax.comparison.finetune import Finetuned, Learned, kv_params_of
 from icljax.comparison.inputs import Inputs
@@ -35,7 +36,7 @@ T = TypeVar("T")
 AnyMesh = Mesh | AbstractMesh
 # Of a job's programs, by what the names of its stages start with; the others are its main part's.
 VARIANTS = {"select": "select", "untrained": "untrained"}
-VARIANTS |= dict.fromkeys(SYNTHETIC, "random")
+VARIANTS |= dict.fromkeys(SYNTHETIC, "random") | {name: name for name in METHODS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,13 +146,17 @@ class Recorder(Devices):
         """New arrays of the same shapes and places."""
         return self._each(tree, lambda x: (x.shape, x.sharding.spec))
 
-    def programs(self) -> Programs:
-        """A job's programs; to the host they give zeros of one layer, which is never looked at."""
-        costs = self.costs
+    def programs(self, method: str = "") -> Programs:
+        """A job's programs; to the host they give zeros of one layer, which is never looked at.
+
+        Args:
+            method: of finetuning; "": as the costs say.
+        """
+        costs = dataclasses.replace(self.costs, method=method or self.costs.method)
         programs: dict[str, Callable[..., tuple[Any, Estimate]]] = {
             "encode": self.encode,
             "update": self._update,
-            "finetune": self._finetune,
+            "finetune": functools.partial(self._finetune, costs),
             "pick": lambda finetuned, index: (self._first(finetuned.learned), Estimate()),
             "stack": lambda runs: (self.stacked(runs[0], len(runs)), Estimate()),
             "score": lambda params, seeds, which, numbers, learned, queries: (
@@ -191,14 +196,14 @@ class Recorder(Devices):
         return update, self.costs.update(count, tokens)
 
     def _finetune(
-        self, params: Params, rates: Array, runs: Demonstrations
+        self, costs: Costs, params: Params, rates: Array, runs: Demonstrations
     ) -> tuple[Finetuned, Estimate]:
         c, (count, steps, tokens) = self.costs.decoder, runs.train.shape
         shape = (c.num_layers, runs.columns.shape[1], c.num_heads * c.head_width)
         queries = self.hold(shape, float, TRAINING_QUERIES)
         own = self.stacked(Learned(kv_params_of(params), queries), count, "data")
         finetuned = Finetuned(own.kv_params, self.hold((count, steps), float), own.queries)
-        return finetuned, self.costs.finetune(count, steps, tokens, own)
+        return finetuned, costs.finetune(count, steps, tokens, own)
 
     def _first(self, tree: T) -> T:
         return self._each(tree, lambda x: (x.shape[1:], P(*x.sharding.spec[1:])))

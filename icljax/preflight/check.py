@@ -38,6 +38,7 @@ from ml_collections import ConfigDict
 
 from icljax import checkpoints
 from icljax import main as main_lib
+from icljax.catalog import METHODS
 from icljax.comparison import crossed, programs
 from icljax.comparison.inputs import Inputs, make_encoder
 from icljax.data import tasks
@@ -111,6 +112,8 @@ class Checked:
             return vars(train.make_programs(decoder, c.train, mesh, c.eval.curve_points))
         steps = self.inputs.demonstrations.train.shape[1]
         static = programs.make_static(self.decoder, c, self.inputs.encoder.bos, steps, mesh)
+        if variant in METHODS:
+            static = dataclasses.replace(static, method=variant)
         return vars(programs.programs_of(static)) | vars(crossed.make_programs(static))
 
 
@@ -259,7 +262,7 @@ def measured(
         if time.monotonic() > options.deadline:
             break
         call = calls[number]
-        variant = call.variant if checked.decoder is None else ""
+        variant = call.variant if checked.decoder is None or call.variant in METHODS else ""
         key = (guess.topology, guess.data, guess.model, call.name, variant, str(call.arguments))
         if key not in checked.compiled:
             program = made[call.variant][call.name]

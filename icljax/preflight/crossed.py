@@ -32,7 +32,8 @@ def crossed_calls(
     costs = Costs(decoder, shapes, mesh, config.finetune.method, config.finetune.remat)
     recorder = Recorder(costs, memory)
     shown = crossed.all_demonstrations(inputs, crossed.make_plan(config))
-    study = crossed.Study(config, inputs, make_programs(recorder), *nowhere(recorder))
+    others = {name: recorder.programs(name) for name in config.study.methods}
+    study = crossed.Study(config, inputs, make_programs(recorder), others, *nowhere(recorder))
     study.measure(lambda: Subject(recorder.programs(), recorder.like(shapes), shown))
     return list(recorder.calls.values())
 

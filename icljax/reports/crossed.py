@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from icljax.catalog import CROSSED, LINKS, VARIANTS
+from icljax.catalog import CROSSED, LINKS, METHODS, VARIANTS
 from icljax.records import Claim, Crossed, LayerContrast
 from icljax.reports import console as console_lib
 from icljax.reports import paper
@@ -88,6 +88,7 @@ def report(found: Crossed) -> Report:
             _statistics(found),
             matrices(found),
             *_variants(found),
+            *_methods(found),
         ),
         *_layer_section(found),
         section(
@@ -229,6 +230,31 @@ def _variants(found: Crossed) -> list[Table]:
     return [Table("variants", "Other demonstrations on both sides", header, rows, notes)]
 
 
+def _methods(found: Crossed) -> list[Table]:
+    """What ICL shares with other ways to finetune: described, not judged."""
+    if not found.methods:
+        return []
+    first = found.config["finetune"]["method"]
+    measures = [k for k in CROSSED if k in next(iter(found.methods.values())).similarity]
+    cells = (estimate(found.own[k]) for k in measures)
+    accuracy = estimate(found.accuracy_calibrated["ft"], *PERCENT)
+    rows = [row(METHODS[first], *cells, accuracy, kind="own")]
+    for name, other in found.methods.items():
+        held = (
+            Cell(estimate(other.similarity[k]), f"own pair: {gap(other.difference[k])}")
+            for k in measures
+        )
+        accuracy = estimate(other.accuracy_calibrated, *PERCENT)
+        rows.append(row(METHODS[name], *held, accuracy))
+    names = (CROSSED[k].title for k in measures)
+    header = ("ICL, and finetuned by", *names, "FT's calibrated accuracy, %")
+    rates = (
+        f"{METHODS[name]}: learning rate {rate(matched.rate)}, at which it takes the same step."
+        for name, matched in found.selection.methods.items()
+    )
+    return [Table("methods", "Other ways to finetune", header, rows, tuple(rates))]
+
+
 def _layer_section(found: Crossed) -> list[Section]:
     if not found.layers:
         return []
@@ -245,7 +271,7 @@ def _layer_section(found: Crossed) -> list[Section]:
 
 
 def _steps_table(found: Crossed) -> Table:
-    names = SETTINGS | _STEPS
+    names = SETTINGS | _STEPS | {k: f"FT, {METHODS[k]}" for k in found.methods}
     rows = [row(names[k], estimate(x)) for k, x in found.steps.items() if k in names]
     notes = [f"FT's step in the answers, KL(FT || ZSL): {estimate(found.step_answers)} nats."]
     notes += [

@@ -232,6 +232,7 @@ def test_goes_on_after_an_end_without_reading_again(tiny_folder, reviews, tmp_pa
         ({"study.selection_seeds": 0}, "config.study.selection_seeds"),
         ({"study.links": ("wrong_label",)}, "config.study.links"),
         ({"study.links": ("untrained", "untrained")}, "config.study.links"),
+        ({"study.methods": ("gd",)}, "config.study.methods .* some of lcgd, lcgd_attention"),
         ({"study.variants": ("permuted_labels",)}, "config.study.variants .* flipped_labels"),
         ({"num_demonstrations": 0}, "config.num_demonstrations"),
         ({"task": "piqa"}, "multiple choice"),
@@ -314,6 +315,32 @@ def test_own_pairs_of_other_variants_are_described(tiny_folder, reviews, tmp_pat
     assert links == {"other_demonstrations", "wrong_labels_ft", "weight_noise", "nothing"}
     assert "Other demonstrations on both sides" in (tmp_path / "job/report.md").read_text()
     assert len(results["matrix"]["output"]) == 6
+
+
+def test_another_method_is_what_its_own_job_measures(tiny_folder, reviews, tmp_path):
+    """At the learning rate that gives it this one's step."""
+    changes = {"study.links": ("other_demonstrations",), "study.variants": (), "seeds": (1, 2, 3)}
+    both = {**changes, "study.methods": ("lcgd",), "finetune.learning_rates": (1e-4, 1e-2, 1.0)}
+    run(crossed_config(tiny_folder, reviews, **both), tmp_path / "both")
+    found = records.open_crossed(tmp_path / "both")
+    rate = found.results.selection.methods["lcgd"].rate
+    alone = {**changes, "finetune.method": "lcgd", "finetune.learning_rates": (rate,)}
+    run(crossed_config(tiny_folder, reviews, **alone), tmp_path / "alone")
+    theirs = records.open_crossed(tmp_path / "alone")
+    assert found.results.updates == ("drawn", "lcgd")
+    lcgd = found.examples.pair_output[:, found.examples.update_name.to_numpy() == "lcgd"]
+    np.testing.assert_allclose(lcgd, theirs.examples.pair_output, atol=1e-4)
+    other = found.results.methods["lcgd"]
+    for measure, similarity in other.similarity.items():
+        expected = theirs.results.own[measure].mean
+        assert similarity.mean == pytest.approx(expected, abs=1e-4)
+        apart = found.results.own[measure].mean - expected
+        assert other.difference[measure].mean == pytest.approx(apart, abs=1e-4)
+    assert other.accuracy_calibrated.mean == theirs.results.accuracy_calibrated["ft"].mean
+    assert found.results.steps["lcgd"].mean == pytest.approx(
+        found.results.steps["ft"].mean, rel=0.5
+    )
+    assert "Other ways to finetune" in (tmp_path / "both/report.md").read_text()
 
 
 def test_only_tokens_that_all_variants_have_are_compared():

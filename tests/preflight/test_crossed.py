@@ -110,6 +110,15 @@ def test_links_that_are_not_asked_for_cost_nothing():
     assert small.seconds < full.seconds
 
 
+def test_another_method_is_planned_too():
+    config = sst2(**{"study.methods": ("lcgd",)})
+    rows = {row.name: row for row in examined(config, "gpu:1xh100").asked.rows}
+    without = {row.name: row for row in examined(sst2(), "gpu:1xh100").asked.rows}
+    assert set(rows) - set(without) >= {"lcgd: finetune", "lcgd: read_update"}
+    assert rows["lcgd: finetune"].seconds > rows["untrained: finetune"].seconds  # reads every layer
+    assert rows["read_update"].calls == without["read_update"].calls * 32 // 24  # 8 seeds
+
+
 def test_a_larger_model_axis_needs_less_and_talks_more():
     checked = check.make_checked(sst2("fairseq-13b"), SHAPES_ONLY)
     topology = hardware.parse("gpu:8xa100-40")
