@@ -8,11 +8,11 @@ from icljax import forms
 from icljax.catalog import CROSSED, LINKS
 from icljax.errors import UserError
 from icljax.records import Claim, Crossed, read_crossed
-from icljax.reports import crossed, crossed_figures, paper, plots
+from icljax.reports import crossed, paper
+from icljax.reports.crossed_figures import layers_beside, title
 from icljax.reports.document import (
     Block,
     Cell,
-    Figure,
     Items,
     Notice,
     Report,
@@ -124,12 +124,16 @@ def report(jobs: Sequence[Crossed]) -> Report:
             _claims_table(jobs),
             Items(crossed.GUIDE),
         ),
-        section("labels", "What right labels teach, by layer", _layer_figure(jobs)),
+        section(
+            "labels",
+            "What right labels teach, by layer",
+            layers_beside("layers", "Label contrast by layer", {_name(job): job for job in jobs}),
+        ),
         section("set-up", "Set-up", _setup(jobs)),
     )
-    title = f"{first.task.upper()}: does it matter what the labels are called?"
+    question = f"{first.task.upper()}: does it matter what the labels are called?"
     kept = tuple(s for s in sections if s.blocks)
-    return Report(title, _lead(jobs), kept, paper.SOURCES)
+    return Report(question, _lead(jobs), kept, paper.SOURCES)
 
 
 def _name(job: Crossed) -> str:
@@ -195,7 +199,7 @@ def _claims_table(jobs: Sequence[Crossed]) -> Table:
         links = [link for of, link in found[0] if of == measure]
         if not links:
             continue
-        rows.append(row(crossed_figures.title(measure), kind="group"))
+        rows.append(row(title(measure), kind="group"))
         if measure in jobs[0].own:
             rows.append(row("own pair", *(_cell(job.own[measure]) for job in jobs)))
         rows += [row(LINKS[k].title, *(_verdict(f[measure, k]) for f in found)) for k in links]
@@ -223,29 +227,6 @@ def _cell(value: Estimate, digits: int = 3, scale: float = 1, signs: bool = Fals
     """The mean with its interval under it, so that columns are narrow."""
     mean = (signed if signs else number)(value.mean, digits, scale)
     return Cell(mean, interval(value.interval, digits, scale, signs))
-
-
-def _layer_figure(jobs: Sequence[Crossed]) -> Figure:
-    styles = [plots.COLORS[i % len(plots.COLORS)] for i in range(len(jobs))]
-    named = tuple(zip(map(_name, jobs), styles, strict=True))
-    panels = [
-        plots.lines(
-            crossed_figures.title(k),
-            [
-                crossed_figures.layer_curve(job.layers[k], style, name)
-                for job, (name, style) in zip(jobs, named, strict=True)
-            ],
-            "layer",
-        )
-        for k in jobs[0].layers
-    ]
-    return Figure(
-        "layers",
-        "Label contrast by layer",
-        "Cosine of (ICL right - wrong) and (FT right - wrong), own pairs, with 95 % intervals.",
-        panels,
-        named,
-    )
 
 
 def _setup(jobs: Sequence[Crossed]) -> Items:

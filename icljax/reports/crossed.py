@@ -178,13 +178,19 @@ def _claims_table(found: Crossed, digits: int = 4) -> Table:
 
 def study_table(key: str, heading: str, found: dict[str, Crossed]) -> Table:
     """The claims of several tasks side by side; `found` by task."""
-    rows = [row("above zero-shot, calibrated points", kind="group")]
+    rows = [row("calibrated accuracy, %", kind="group")]
+    for s, name in SETTINGS.items():
+        of_tasks = (x.accuracy_calibrated.get(s) for x in found.values())
+        rows.append(row(name, *(estimate(x, *PERCENT) if x else "-" for x in of_tasks)))
+    rows.append(row("above zero-shot, calibrated points", kind="group"))
     for s, name in (("icl", "ICL"), ("ft", "FT")):
         rows.append(row(name, *(gap(x.gain[s], *PERCENT) for x in found.values())))
     for measure in CROSSED:
         names = [n for n in LINKS if any(_claim(x, measure, n) for x in found.values())]
         if names:
             rows.append(row(title(measure), kind="group"))
+        if names and all(measure in x.own for x in found.values()):
+            rows.append(row("own pair", *(estimate(x.own[measure]) for x in found.values())))
         for name in names:
             held = (_claim(x, measure, name) for x in found.values())
             cells = (verdict_cell(c, gap(c.difference, 4)) if c else Cell("-") for c in held)

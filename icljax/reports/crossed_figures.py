@@ -74,6 +74,22 @@ def layer_curve(contrast: LayerContrast, style: str, name: str) -> plots.Curve:
     return plots.Curve(name, style, x, contrast.mean, band if known else ())
 
 
+def layers_beside(key: str, heading: str, jobs: dict[str, Crossed]) -> Figure:
+    """The label contrasts of several jobs in one panel each; `jobs` by what tells them apart."""
+    styles = [plots.COLORS[i % len(plots.COLORS)] for i in range(len(jobs))]
+    named = tuple(zip(jobs, styles, strict=True))
+    panels = [
+        plots.lines(
+            title(k),
+            [layer_curve(jobs[name].layers[k], style, name) for name, style in named],
+            "layer",
+        )
+        for k in next(iter(jobs.values())).layers
+    ]
+    text = "Cosine of (ICL right - wrong) and (FT right - wrong), own pairs, with 95 % intervals."
+    return Figure(key, heading, text, panels, named)
+
+
 def layers(found: Crossed) -> Figure:
     """The label contrasts, layer by layer."""
     styles = {"label_output": "icl", "label_map": "ft"}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from icljax.catalog import CROSSED, SIMILARITIES
 from icljax.reports import crossed, paper, tables
 from icljax.reports.baselines import TITLES
+from icljax.reports.crossed_figures import layers_beside
 from icljax.reports.document import Block, Figure, Items, Report, Section, section
 from icljax.reports.study import Group, main_groups, task_columns
 from icljax.reports.study_figures import study_figures
@@ -56,11 +57,14 @@ def report(groups: Sequence[Group]) -> Report:
 
 def _crossed_section(groups: Sequence[Group]) -> Section:
     """The claims of every crossed comparison."""
-    made = [
-        crossed.study_table(group.key("crossed"), group.title, found)
-        for group in groups
-        if (found := group.crossed())
-    ]
+    made: list[Block] = []
+    for group in groups:
+        found = group.crossed()
+        if found:
+            made.append(crossed.study_table(group.key("crossed"), group.title, found))
+        if contrasted := {task: job for task, job in found.items() if job.layers}:
+            heading = f"Label contrast by layer: {group.title}"
+            made.append(layers_beside(group.key("contrast"), heading, contrasted))
     text = (
         "Each cell is the own pair's similarity minus the link's, with its 95 % interval and its "
         "verdict. If ICL acts as finetuning on these demonstrations, every row is above.",
