@@ -158,7 +158,8 @@ class Crossed(Provenance):
         prompts, updates: their names, R of each, one a seed: "drawn", then variants of the
             demonstrations, then (updates) random ones, and those of other methods.
         accuracy, accuracy_calibrated: of "zsl", "icl", "ft", "icl_flipped", "ft_flipped".
-        gain: calibrated accuracy of "icl" and "ft" above zero-shot, paired.
+        gain: calibrated accuracy of "icl" and "ft" above zero-shot, paired; of "icl_over_ft", ICL
+            above FT (not in results before version 0.2).
         margin: within which a difference counts as none.
         no_verdicts: why claims get no verdict; "": they do.
         own: mean similarity of own pairs, right labels, by measure.

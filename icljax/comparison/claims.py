@@ -75,9 +75,10 @@ def accuracies(correct: dict[str, np.ndarray]) -> dict[str, Estimate]:
 
 
 def gains(correct: dict[str, np.ndarray]) -> dict[str, SeedEstimate]:
-    """Accuracy of "icl" and "ft" above zero-shot, paired by query."""
-    zsl = correct["zsl"].astype(float)
-    return {s: metrics.seed_estimate(correct[s].astype(float) - zsl) for s in ("icl", "ft")}
+    """Accuracy of "icl" and "ft" above zero-shot, and of "icl_over_ft", paired by query."""
+    zsl, icl, ft = (correct[s].astype(float) for s in ("zsl", "icl", "ft"))
+    pairs = {"icl": icl - zsl, "ft": ft - zsl, "icl_over_ft": icl - ft}
+    return {s: metrics.seed_estimate(gain) for s, gain in pairs.items()}
 
 
 # ---- The learning rates ------------------------------------------------------------------------
@@ -321,7 +322,7 @@ def no_verdicts(gained: dict[str, SeedEstimate], num_seeds: int) -> str:
     """Why claims get no verdict; "": they do."""
     if num_seeds < metrics.FEWEST_SEEDS:
         return f"{num_seeds} seeds are too few for a verdict: give {metrics.FEWEST_SEEDS} or more"
-    low = {s: float(g.interval()[0]) for s, g in gained.items()}
+    low = {s: float(gained[s].interval()[0]) for s in ("icl", "ft")}
     poor = [s.upper() for s, bound in low.items() if not bound > 0]
     if poor:
         return (

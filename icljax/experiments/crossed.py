@@ -34,10 +34,12 @@ from icljax.experiments import job
 from icljax.experiments.config import WRONG
 from icljax.records import Crossed, MatchedRate, RateCurve, RateSelection
 from icljax.reports import crossed as crossed_report
+from icljax.reports.text import percent, plural
 from icljax.runtime import processes
 from icljax.runtime.chunks import Arrays, Chunks
 from icljax.runtime.progress import Stages
 
+SELECT = "select a rate"
 Updates = tuple[tuple[Store, Run], ...]  # where each is kept
 
 
@@ -139,7 +141,7 @@ class Study:
             subject = load()
         plan, config = make_plan(self.config), self.config
         seeds = range(min(config.study.selection_seeds, plan.seeds))
-        curve = self.rate_curve(subject, seeds, self.inputs.selection, "select", "select a rate")
+        curve = self.rate_curve(subject, seeds, self.inputs.selection, "select", SELECT)
         rate = choose_rate(curve)
         updates, random = self.all_updates(subject, plan, rate)
         methods: dict[str, MatchedRate] = {}
@@ -190,7 +192,10 @@ class Study:
         used = min(self.inputs.used[s] for s in seeds)
         loss = loss.reshape(len(seeds), len(rates), -1)[..., :used].mean(0)
         labels = self.inputs.selection_labels[example]
-        return claims.rate_curve(plan, rates, arrays, labels, loss)
+        curve = claims.rate_curve(plan, rates, arrays, labels, loss)
+        if purpose == SELECT:
+            self.stages.note(first_look(curve, arrays, labels))
+        return curve
 
     def all_updates(
         self, subject: Subject, plan: Plan, rate: float
@@ -301,6 +306,24 @@ def _of(subject: Subject, seeds: Sequence[int]) -> Subject:
 
 def _count(queries: Queries) -> int:
     return int(np.sum(np.asarray(queries.example) >= 0))
+
+
+def first_look(curve: RateCurve, arrays: Arrays, labels: np.ndarray) -> str:
+    """How often each side is right on the selection examples, which are read first.
+
+    Args:
+        arrays: the answers "logprob_zsl" [N, Y] and "logprob_icl" [R, N, Y].
+        labels: int32 [N].
+    """
+    zsl, icl = (
+        percent(float(claims.right(claims.calibrated(arrays[f"logprob_{s}"]), labels).mean()))
+        for s in ("zsl", "icl")
+    )
+    ft = percent(max((x for x in curve.accuracy if x is not None), default=None))
+    return (
+        f"On {plural(len(labels), 'selection example')}, calibrated: zero-shot {zsl} % right, ICL "
+        f"{icl} %, FT {ft} % at its best learning rate."
+    )
 
 
 def choose_rate(curve: RateCurve) -> float:

@@ -172,8 +172,9 @@ def _accuracy_table(jobs: Sequence[Crossed]) -> Table:
     ]
     rows.append(row("above zero-shot, points", kind="group"))
     rows += [
-        row(crossed.SETTINGS[s], *(_cell(job.gain[s], *PERCENT, signs=True) for job in jobs))
-        for s in first.gain
+        row(name, *(_cell(job.gain[s], *PERCENT, signs=True) for job in jobs))
+        for s, name in crossed.GAINS.items()
+        if all(s in job.gain for job in jobs)
     ]
     rows.append(row("step of attention outputs, ||change|| / ||ZSL||", kind="group"))
     rows += [

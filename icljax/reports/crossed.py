@@ -44,6 +44,8 @@ SETTINGS = {
     "icl_flipped": "ICL, wrong labels",
     "ft_flipped": "FT, wrong labels",
 }
+# What is gained on zero-shot, and ICL on FT; older results have not the last.
+GAINS = {"icl": "ICL", "ft": "FT", "icl_over_ft": "ICL above FT"}
 _SHOWN = 8  # of layers or heads in a cell
 _CLAIMED = (
     "held against",
@@ -126,9 +128,11 @@ def _lead(found: Crossed) -> tuple[str | Notice, ...]:
         f"{name} {gap(found.gain[s], *PERCENT)} points"
         for s, name in (("icl", "ICL"), ("ft", "FT"))
     ]
+    ahead = found.gain.get("icl_over_ft")
+    apart = f"; ICL above FT by {gap(ahead, *PERCENT)}" if ahead else ""
     out.append(
         f"{found.task.upper()}, {found.model.name}: above zero-shot in calibrated accuracy, "
-        f"{' and '.join(gains)}."
+        f"{' and '.join(gains)}{apart}."
     )
     if found.no_verdicts:
         out.append(Notice(f"No verdicts: {found.no_verdicts}."))
@@ -183,8 +187,9 @@ def study_table(key: str, heading: str, found: dict[str, Crossed]) -> Table:
         of_tasks = (x.accuracy_calibrated.get(s) for x in found.values())
         rows.append(row(name, *(estimate(x, *PERCENT) if x else "-" for x in of_tasks)))
     rows.append(row("above zero-shot, calibrated points", kind="group"))
-    for s, name in (("icl", "ICL"), ("ft", "FT")):
-        rows.append(row(name, *(gap(x.gain[s], *PERCENT) for x in found.values())))
+    for s, name in GAINS.items():
+        if all(s in x.gain for x in found.values()):
+            rows.append(row(name, *(gap(x.gain[s], *PERCENT) for x in found.values())))
     for measure in CROSSED:
         names = [n for n in LINKS if any(_claim(x, measure, n) for x in found.values())]
         if names:
