@@ -5,10 +5,10 @@
 
 The programs are those that preflight lists, with a task's measured lengths and made-up tokens:
 neither data nor checkpoint is needed, weights are random. Each runs three times: the first, cold,
-is mostly compilation; the best of the others, warm, is multiplied by its calls in the whole job. FLOPs
-are the closed form that preflight holds against the compiled program. The matrix rate is that of a
-float32 product of 4096 x 4096, measured in the same process, or the published one of `--chip`. Of a
-crossed comparison the last line says what a pair costs beside a read.
+is mostly compilation; the best of the others, warm, is multiplied by its calls in the whole job.
+FLOPs are the closed form that preflight holds against the compiled program. The matrix rate is that
+of a float32 product of 4096 x 4096, measured in the same process, or the published one of `--chip`.
+Of a crossed comparison the last line says what a pair costs beside a read.
 """
 
 import time

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from icljax import checkpoints, results
 from icljax.catalog import SYNTHETIC
-from icljax.comparison import answers, claims, crossed, crossing
+from icljax.comparison import answers, claims, crossed, crossing, work
 from icljax.comparison.crossed import DRAWN, Plan
 from icljax.comparison.crossing import Crossing
 from icljax.comparison.inputs import Inputs, variant_names
@@ -34,7 +34,7 @@ from icljax.experiments import job
 from icljax.experiments.config import WRONG
 from icljax.records import Crossed, MatchedRate, RateCurve, RateSelection
 from icljax.reports import crossed as crossed_report
-from icljax.reports.text import percent, plural
+from icljax.reports.text import duration, percent, plural
 from icljax.runtime import processes
 from icljax.runtime.chunks import Arrays, Chunks
 from icljax.runtime.progress import Stages
@@ -63,6 +63,13 @@ def run(config: ConfigDict, path: Path, console: Console) -> dict[str, Any]:
         opened = job.open_job(config, path, stages)
         checkpoint, inputs, mesh = opened.checkpoint, opened.inputs, opened.mesh
         shown = all_demonstrations(inputs, make_plan(config))
+        if not len(opened.chunks):
+            weights, plan = job.shapes(checkpoint.config), make_plan(config)
+            flops = work.crossed_flops(config, weights, inputs, shown, plan)
+            took = duration(work.seconds(flops))
+            stages.note(
+                f"About {took} of computing here ({flops / 1e12:.0f} TFLOP), and compiling."
+            )
         bos, steps = inputs.encoder.bos, shown.train.shape[1]
         static = make_static(checkpoint.config, config, bos, steps, mesh)
 
@@ -208,9 +215,11 @@ class Study:
         config, inputs, stages = self.config, self.inputs, self.stages
         place = config.finetune.learning_rates.index(rate)
         runs = [(prompt, place) for prompt in range(len(plan.prompts) * plan.seeds)]
+        # Those of a seed have the same texts: together they are padded least.
+        by_seed = sorted(runs, key=lambda run: run[0] % plan.seeds)
         store = Store(subject, self.chunks, "update")
         with stages.stage("finetune", f"finetune {len(runs)} updates", len(runs)) as advance:
-            self._finetune(store, subject, runs, config.finetune.learning_rates, advance)
+            self._finetune(store, subject, by_seed, config.finetune.learning_rates, advance)
         cross = Crossing(subject, self.programs, plan, tuple((store, run) for run in runs))
         random = {}
         for name in (name for name in plan.updates if name in SYNTHETIC):

@@ -13,8 +13,8 @@ from icljax import metrics
 from icljax.catalog import CROSSED, LINKS, SYNTHETIC
 from icljax.comparison import claims
 from icljax.errors import UserError
-from icljax.preflight.tables import duration
 from icljax.records import Crossed
+from icljax.reports.text import duration
 from icljax.runtime import workdir
 
 FEWEST = 3  # seeds of a pilot: the spread of two says next to nothing

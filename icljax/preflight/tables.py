@@ -16,6 +16,7 @@ from icljax.preflight.rows import (
     Report,
     Verdict,
 )
+from icljax.reports.text import duration
 
 # What makes a program smaller, where it is the one that does not fit.
 _SMALLER = "--config.eval.tokens_per_batch=1024 makes its batches smaller"
@@ -102,14 +103,6 @@ def _collective_table(verdict: Verdict) -> Table:
         for kind, times, sent, where in row.collectives:
             table.add_row(row.name, kind, str(times), f"{sent / 1e6:.3g}", where)
     return table
-
-
-def duration(value: float) -> str:
-    """Seconds as a person reads them."""
-    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if value >= 2 * size:
-            return f"{value / size:.3g} {unit}"
-    return f"{float(f'{value:.2g}'):g} s"  # 110, not 1.1e+02
 
 
 def _summary(report: Report) -> Iterator[str]:

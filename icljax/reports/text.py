@@ -70,6 +70,14 @@ def seconds(stages: Mapping[str, Number], digits: int = 0) -> str:
     return f"{number(total, digits)} ({each})"
 
 
+def duration(value: float) -> str:
+    """Seconds as a person reads them."""
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if value >= 2 * size:
+            return f"{value / size:.3g} {unit}"
+    return f"{float(f'{value:.2g}'):g} s"  # 110, not 1.1e+02
+
+
 def duplicates_text(found: Duplicates) -> str:
     """How many examples have the normalised text of another, and what became of them."""
     done = "kept among" if found.kept else "left out of"

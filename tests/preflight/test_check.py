@@ -22,7 +22,8 @@ from icljax.errors import UserError
 from icljax.experiments import config as config_lib
 from icljax.experiments import job, paper, pretrain
 from icljax.preflight import calls as calls_lib
-from icljax.preflight import check, costs, hardware, hlo, lengths, rows, tables
+from icljax.preflight import check, costs, hardware, hlo, lengths, rows
+from icljax.reports import text
 from icljax.runtime import sharding
 
 ROOT = Path(__file__).parents[2]
@@ -239,7 +240,7 @@ def test_more_seeds_cost_more_memory_and_time():
 
 
 def test_durations_as_people_read_them():
-    texts = [tables.duration(x) for x in (0.0123, 56.4, 112, 150, 8000, 200_000)]
+    texts = [text.duration(x) for x in (0.0123, 56.4, 112, 150, 8000, 200_000)]
     assert texts == ["0.012 s", "56 s", "110 s", "2.5 min", "2.22 h", "2.31 days"]
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from icljax import catalog, checkpoints
 from icljax.comparison import crossed as programs_lib
+from icljax.comparison import work
 from icljax.comparison.inputs import prepare
 from icljax.experiments import config as config_lib
-from icljax.experiments import crossed
+from icljax.experiments import crossed, job
 from icljax.preflight import check, hardware, hlo
 from icljax.preflight.crossed import ROUNDS, crossed_calls
 from icljax.runtime import sharding
@@ -117,6 +118,21 @@ def test_another_method_is_planned_too():
     assert set(rows) - set(without) >= {"lcgd: finetune", "lcgd: read_update"}
     assert rows["lcgd: finetune"].seconds > rows["untrained: finetune"].seconds  # reads every layer
     assert rows["read_update"].calls == without["read_update"].calls * 32 // 24  # 8 seeds
+
+
+@pytest.mark.parametrize("method", ["gd", "lcgd"])
+def test_what_a_job_says_of_its_length_is_what_is_planned(method):
+    """But finetuning, which preflight pads to the longest example, and without attention."""
+    config = sst2(**{"study.methods": ("lcgd",)} if method == "lcgd" else {})
+    checked = check.make_checked(config, SHAPES_ONLY)
+    mesh = sharding.make_mesh(1, 1)
+    calls = checked.calls(mesh, 1 << 36)
+    planned = sum(call.estimate.flops * call.times for call in calls if call.name != "finetune")
+    runs = sum(call.estimate.flops * call.times for call in calls if call.name == "finetune")
+    plan, inputs = crossed.make_plan(config), checked.inputs
+    shown = crossed.all_demonstrations(inputs, plan)
+    said = work.crossed_flops(config, job.shapes(checked.decoder), inputs, shown, plan)
+    assert 0.8 * planned < said < 1.1 * (planned + runs)
 
 
 def test_a_larger_model_axis_needs_less_and_talks_more():
