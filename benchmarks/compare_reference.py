@@ -1,4 +1,4 @@
-"""The whole comparison twice, same model, same tokens, same machine: icljax, and PyTorch.
+"""The whole comparison, same model, same tokens, same machine: icljax, and PyTorch twice.
 
 The reference is the method of the paper's released code, written in PyTorch: the full prompt of
 every example through the model, one at a time, hooks that take the intermediates, JSON-lines
@@ -7,7 +7,11 @@ wastes without need: one pass serves all one-token answers, only the answer posi
 computed, the model is loaded once, zero-shot runs once for all seeds, training records are written
 for the chosen rate only. It also gets its token ids ready, so that both see the same.
 
-Both run on the CPU, each in a process of its own: start-up, imports, compilation and memory count.
+The peer (`--peer`) is PyTorch at its best on the same job: demonstrations are encoded once a seed
+and stay in memory as keys and values, queries of one length are a batch, nothing is written, and
+the metrics are computed in memory, SciPy's Kendall among them.
+
+All run on the CPU, each in a process of its own: start-up, imports, compilation and memory count.
 They also check each other: the last table says how far their results differ.
 
     python benchmarks/compare_reference.py --warm
@@ -32,10 +36,10 @@ import numpy as np
 from icljax.errors import UserError
 
 # Each process loads only what it measures; icljax and JAX are imported inside functions.
-if TYPE_CHECKING or "--role=reference" in sys.argv:
+if TYPE_CHECKING or {"--role=reference", "--role=peer"} & set(sys.argv):
     import torch
     from scipy import stats
-    from transformers import LlamaForCausalLM
+    from transformers import DynamicCache, LlamaForCausalLM
     from transformers.models.llama.modeling_llama import repeat_kv, rotate_half
 
 Record = dict[str, np.ndarray]
@@ -61,6 +65,7 @@ ROWS = (
     ("peak memory, MiB", "memory", "memory"),
     ("records on disk, MiB", "records", "records train_records"),
 )
+TORCH = ("reference", "peer")
 _seconds: dict[str, float] = defaultdict(float)
 
 
@@ -260,21 +265,24 @@ def finetune(
     return float(np.mean(losses)), queries
 
 
-def score_selection(model: Any, given: Any) -> tuple[float, float]:
+def score_selection(model: Any, given: Any, batched: bool) -> tuple[float, float]:
     """(accuracy, minus nll of the right answer among the answers) on the selection examples."""
     rows = []
     with torch.inference_mode():
-        for query in given["selection"]:
-            prompt = given["bos"] + query
-            first = next_logprob(model, prompt)
-            rows.append(answer_logprob(model, prompt, given["answers"], first))
+        for places in by_length(given["selection"], 1024 if batched else 1):
+            prompts = [given["bos"] + given["selection"][i] for i in places]
+            out = model(torch.tensor(prompts), use_cache=False, logits_to_keep=1)
+            first = out.logits.log_softmax(-1)
+            for place, prompt, logprob in zip(places, prompts, first, strict=True):
+                rows.append((place, answer_logprob(model, prompt, given["answers"], logprob)))
+    rows = [row for _, row in sorted(rows)]
     logprob, labels = np.array(rows), np.array(given["selection_labels"])
     right = logprob[np.arange(len(labels)), labels] - np.logaddexp.reduce(logprob, -1)
     return float(np.mean(logprob.argmax(-1) == labels)), float(np.mean(right))
 
 
 def choose_rate(
-    model: Any, trained: list[Any], base: list[Any], given: Any, seed: Any
+    model: Any, trained: list[Any], base: list[Any], given: Any, seed: Any, batched: bool = False
 ) -> tuple[float, list[Any], list[np.ndarray]]:
     """Finetunes at every rate: (the best rate, its weights, its training queries)."""
     best: Any = None
@@ -283,7 +291,7 @@ def choose_rate(
         with clock("finetune"):
             loss, queries = finetune(model, trained, seed["train"], rate, len(given["bos"]))
         with clock("select"):
-            rank = score_selection(model, given)
+            rank = score_selection(model, given, batched)
         if np.isfinite([loss, *rank]).all() and (best is None or rank > best[0]):
             best = rank, rate, [p.detach().clone() for p in trained], queries
     if best is None:
@@ -334,19 +342,24 @@ def measure(records: Path, num_seeds: int) -> Record:
     return {name: np.stack([seed[name] for seed in per_seed]) for name in per_seed[0]}
 
 
+def load_reference(given: Any) -> tuple[Any, list[Any], list[Any]]:
+    """(the model, its key and value parameters, copies of them)."""
+    model: Any = LlamaForCausalLM.from_pretrained(
+        given["model"], attn_implementation="eager", dtype=torch.float32
+    )
+    model.requires_grad_(False)
+    modules = [m for a in attentions(model) for m in (a.k_proj, a.v_proj)]
+    trained = [p.requires_grad_(True) for m in modules for p in m.parameters()]
+    return model, trained, [p.detach().clone() for p in trained]
+
+
 def run_reference(args: argparse.Namespace, folder: Path) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     given = json.loads((folder / "tokens.json").read_text())
     given["evaluation"] = given["evaluation"][: args.reference_examples]
     (records := folder / "records").mkdir()
     with clock("model"):
-        model: Any = LlamaForCausalLM.from_pretrained(
-            given["model"], attn_implementation="eager", dtype=torch.float32
-        )
-        model.requires_grad_(False)
-        modules = [m for a in attentions(model) for m in (a.k_proj, a.v_proj)]
-        trained = [p.requires_grad_(True) for m in modules for p in m.parameters()]
-        base = [p.detach().clone() for p in trained]
+        model, trained, base = load_reference(given)
     # Zero-shot results are the same for every seed, so once is enough.
     zsl = pass_all(model, "zsl", records / "zsl.jsonl", given, None)
     rates, icl, ft = [], [], []
@@ -366,7 +379,110 @@ def run_reference(args: argparse.Namespace, folder: Path) -> None:
     (folder / "reference.json").write_text(json.dumps({"seconds": _seconds, "rates": rates}))
 
 
-# ---- Both, and the report ----------------------------------------------------------------------
+# ---- The peer ----------------------------------------------------------------------------------
+
+Cached = list[tuple[Any, Any]]  # keys and values [1, G, S, K] of each layer
+
+
+def encode(model: Any, tokens: list[int]) -> Cached:
+    """What a prompt leaves behind; of an empty one nothing."""
+    if not tokens:
+        return []
+    past = DynamicCache()
+    with torch.inference_mode():
+        model(torch.tensor([tokens]), past_key_values=past, logits_to_keep=1)
+    return [(layer.keys, layer.values) for layer in past.layers]
+
+
+def study_batch(
+    model: Any, queries: "torch.Tensor", context: Cached, columns: list[int]
+) -> tuple["torch.Tensor", dict[str, "torch.Tensor"]]:
+    """As `study` of queries [B, T] after a context: log-probabilities [B, V], FIELDS [B, ...]."""
+    layers, (batch, length), records = attentions(model), queries.shape, []
+    past, start = DynamicCache(), context[0][0].shape[2] if context else 0
+    for number, pair in enumerate(context):
+        past.update(*(x.expand(batch, -1, -1, -1) for x in pair), number)
+    ends = [m for a in layers for m in (a.q_proj, a.o_proj)]
+    seen: dict[Any, Any] = {}
+    hooks = [m.register_forward_hook(lambda m, _, out: seen.update({m: out[:, -1]})) for m in ends]
+    out = model(queries, past_key_values=past, logits_to_keep=1).logits[:, -1]
+    for hook in hooks:
+        hook.remove()
+    cos, sin = model.model.rotary_emb(out, torch.tensor([[start + length - 1]]))
+    for a, cached in zip(layers, past.layers, strict=True):
+        query = seen[a.q_proj] * a.scaling
+        q = query.view(batch, -1, 1, a.head_dim)
+        q = q * cos + rotate_half(q) * sin
+        scores = (q @ repeat_kv(cached.keys, a.num_key_value_groups).mT)[:, :, 0]  # [B, H, S]
+        to_demo = scores[..., columns].sum(1)
+        records.append((seen[a.o_proj], scores[..., start:], to_demo, query))
+    stacked = (torch.stack(x, 1) for x in zip(*records, strict=True))
+    return out.log_softmax(-1), dict(zip(FIELDS, stacked, strict=True))
+
+
+def by_length(queries: list[list[int]], most: int = 1024) -> Iterator[list[int]]:
+    """Places of queries of one length, at most so many tokens together."""
+    places = defaultdict(list)
+    for place, query in enumerate(queries):
+        places[len(query)].append(place)
+    for length, all_of in places.items():
+        size = max(1, most // length)
+        yield from (all_of[i : i + size] for i in range(0, len(all_of), size))
+
+
+def read_batches(
+    model: Any, queries: list[list[int]], context: Cached, columns: list[int]
+) -> tuple["torch.Tensor", list[Any]]:
+    """(log-probabilities [N, V], each example's FIELDS [L, ...])."""
+    logprob: list[Any] = [None] * len(queries)
+    records: list[Any] = [None] * len(queries)
+    with torch.inference_mode():
+        for places in by_length(queries):
+            tokens = torch.tensor([queries[i] for i in places])
+            out, found = study_batch(model, tokens, context, columns)
+            for number, place in enumerate(places):
+                logprob[place] = out[number]
+                records[place] = {name: x[number].numpy() for name, x in found.items()}
+    return torch.stack(logprob), records
+
+
+def run_peer(args: argparse.Namespace, folder: Path) -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
+    given = json.loads((folder / "tokens.json").read_text())
+    if any(len(answer) > 1 for answer in given["answers"]):
+        raise UserError("the peer scores answers of one token; give a task that has such")
+    answers = [answer for (answer,) in given["answers"]]
+    with clock("model"):
+        model, trained, base = load_reference(given)
+    bos = encode(model, given["bos"])
+    rng, rates, results = np.random.default_rng(0), [], defaultdict(list)
+    with clock("zsl"):
+        zsl, of_zsl = read_batches(model, given["evaluation"], bos, [])
+    for seed in given["seeds"]:
+        rate, weights, queries = choose_rate(model, trained, base, given, seed, batched=True)
+        rates.append(rate)
+        set_weights(trained, weights)
+        with clock("ft"):
+            ft, of_ft = read_batches(model, given["evaluation"], encode(model, given["bos"]), [])
+        set_weights(trained, base)
+        with clock("icl"):
+            context = encode(model, seed["context"])
+            icl, of_icl = read_batches(model, given["evaluation"], context, seed["columns"])
+        with clock("metrics"):
+            training = np.concatenate(queries, 1)
+            triples = zip(of_zsl, of_icl, of_ft, strict=True)
+            rows = [similarities(*triple, training, rng) for triple in triples]
+        for name in rows[0]:
+            results[name].append(np.stack([row[name] for row in rows]))
+        results["logprob_icl"].append(icl[:, answers].numpy())
+        results["logprob_ft"].append(ft[:, answers].numpy())
+    arrays = {name: np.stack(values) for name, values in results.items()}
+    arrays["logprob_zsl"] = zsl[:, answers].numpy()
+    np.savez(folder / "peer.npz", allow_pickle=False, **arrays)
+    (folder / "peer.json").write_text(json.dumps({"seconds": _seconds, "rates": rates}))
+
+
+# ---- All of them, and the report ----------------------------------------------------------------
 
 
 def mebibytes(files: Iterable[Path]) -> float:
@@ -411,13 +527,13 @@ def show_figures(figures: dict[str, dict[str, float]]) -> None:
     for label, *keys in ROWS:
         cells = []
         for name, measured in figures.items():
-            own = [measured[k] for k in keys[name == "reference"].split() if k in measured]
+            own = [measured[k] for k in keys[name in TORCH].split() if k in measured]
             cells.append(f"{sum(own):13,.1f}" if own else f"{'':13}")
         print(f"{label:<30}{''.join(cells)}".rstrip())
-    reference = figures["reference"]
-    for name in [name for name in figures if name != "reference"]:
-        wall, cpu = (reference[k] / figures[name][k] for k in ("wall", "cpu"))
-        print(f"{name}: {wall:.1f} x faster than the reference ({cpu:.1f} x less CPU time)")
+    for other in (name for name in TORCH if name in figures):
+        for name in (name for name in figures if name not in TORCH):
+            wall, cpu = (figures[other][k] / figures[name][k] for k in ("wall", "cpu"))
+            print(f"{name}: {wall:.1f} x faster than the {other} ({cpu:.1f} x less CPU time)")
 
 
 def load_results(file: Path, labels: np.ndarray) -> Record:
@@ -434,19 +550,17 @@ def load_results(file: Path, labels: np.ndarray) -> Record:
     return out
 
 
-def show_agreement(folder: Path, labels: np.ndarray) -> None:
+def show_agreement(folder: Path, labels: np.ndarray, other: str) -> None:
     """Prints the results of both, and the largest difference at any example (and layer)."""
-    files = folder / "icljax" / "examples.npz", folder / "reference.npz"
+    files = folder / "icljax" / "examples.npz", folder / f"{other}.npz"
     ours, theirs = (load_results(file, labels) for file in files)
     selection = json.loads((folder / "icljax" / "results.json").read_text())["selection"]
-    rates = selection["learning_rate"], json.loads((folder / "reference.json").read_text())["rates"]
+    rates = selection["learning_rate"], json.loads((folder / f"{other}.json").read_text())["rates"]
     same = np.equal(*rates)
-    print(f"\nlearning rate of each seed: icljax {rates[0]}, reference {rates[1]}")
+    print(f"\nlearning rate of each seed: icljax {rates[0]}, {other} {rates[1]}")
     if not same.all():
         print("RATES DIFFER: differences below are over the seeds with the same rate only")
-    print(
-        f"{'mean over ' + str(len(labels)):<20}{'icljax':>12}{'reference':>12}  largest difference"
-    )
+    print(f"{'mean over ' + str(len(labels)):<20}{'icljax':>12}{other:>12}  largest difference")
     for name, b in theirs.items():
         a, largest = ours[name], ""
         if not name.endswith("_random") and name != "rec2ftp" and same.any():
@@ -470,6 +584,8 @@ def run_both(args: argparse.Namespace, folder: Path) -> None:
         taken = start(role, folder, str(cache))
         done = folder / role
         figures[role] = finish(taken, done / "results.json", [done / "examples.npz"])
+    if args.peer:
+        figures["peer"] = finish(start("peer", folder), folder / "peer.json", [])
     taken = start("reference", folder)
     taken = finish(taken, folder / "reference.json", list((folder / "records").iterdir()))
     labels = np.array(given["labels"])[: args.reference_examples]
@@ -481,7 +597,8 @@ def run_both(args: argparse.Namespace, folder: Path) -> None:
         )
     figures["reference"] = extrapolate(taken, factor)
     show_figures(figures)
-    show_agreement(folder, labels)
+    for name in (name for name in TORCH if name in figures):
+        show_agreement(folder, labels, name)
 
 
 def main() -> None:
@@ -493,6 +610,7 @@ def main() -> None:
     parser.add_argument("--learning_rates", type=float, nargs="+", help="default: the same")
     parser.add_argument("--reference_examples", type=int, help="only N, scaled up; default: all")
     parser.add_argument("--warm", action="store_true", help="icljax again, with all compiled")
+    parser.add_argument("--peer", action="store_true", help="PyTorch at its best, too")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -503,7 +621,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 run_both(args, Path(folder))
             return
-        roles = {"prepare": prepare, "reference": run_reference}
+        roles = {"prepare": prepare, "reference": run_reference, "peer": run_peer}
         roles.get(args.role, run_ours)(args, args.folder)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -193,7 +193,7 @@ def test_the_main_job_on_the_real_model(tmp_path):
         "study.links": "('other_demonstrations','wrong_labels_ft','other_query')",
     }
     result = command(
-        f"--config={ROOT / 'configs/mr.py'}",
+        f"--config={ROOT / 'configs/quick.py'}",
         f"--workdir={tmp_path / 'job'}",
         *(f"--config.{key}={value}" for key, value in small.items()),
         cache=downloads.cache_dir(),
