@@ -1,9 +1,10 @@
-"""A first look in minutes: MR with Gemma 3 270M, which learns in context, all from the package index.
+"""A first look in minutes: MR with Gemma 3 270M, which learns in context.
 
     python -m icljax.main --config=configs/quick.py --workdir=/tmp/quick
 
-The crossed comparison on few queries, with the links that need no further updates. All links on more
-seeds and queries: configs/mr.py, or configs/sst2.py with a larger model.
+All from the package index. The crossed comparison on few queries, with the links that need no
+further updates; all links on more seeds and queries: configs/mr.py, or configs/sst2.py with a
+larger model.
 """
 
 from ml_collections import ConfigDict
