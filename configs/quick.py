@@ -4,7 +4,8 @@
 
 All from the package index. The crossed comparison on few queries, with the links that need no
 further updates; all links on more seeds and queries: configs/mr.py, or configs/sst2.py with a
-larger model.
+larger model. 7 min 49 s on 2 cores that multiply at 70 GFLOP/s; calibrated accuracy 72.9 % (ZSL),
+88.8 % (ICL), 76.7 % (FT).
 """
 
 from ml_collections import ConfigDict
