@@ -275,8 +275,10 @@ def score_selection(model: Any, given: Any, batched: bool) -> tuple[float, float
             first = out.logits.log_softmax(-1)
             for place, prompt, logprob in zip(places, prompts, first, strict=True):
                 rows.append((place, answer_logprob(model, prompt, given["answers"], logprob)))
-    rows = [row for _, row in sorted(rows)]
-    logprob, labels = np.array(rows), np.array(given["selection_labels"])
+    logprob, labels = (
+        np.array([row for _, row in sorted(rows)]),
+        np.array(given["selection_labels"]),
+    )
     right = logprob[np.arange(len(labels)), labels] - np.logaddexp.reduce(logprob, -1)
     return float(np.mean(logprob.argmax(-1) == labels)), float(np.mean(right))
 
@@ -388,7 +390,7 @@ def encode(model: Any, tokens: list[int]) -> Cached:
     """What a prompt leaves behind; of an empty one nothing."""
     if not tokens:
         return []
-    past = DynamicCache()
+    past: Any = DynamicCache()
     with torch.inference_mode():
         model(torch.tensor([tokens]), past_key_values=past, logits_to_keep=1)
     return [(layer.keys, layer.values) for layer in past.layers]
@@ -399,7 +401,8 @@ def study_batch(
 ) -> tuple["torch.Tensor", dict[str, "torch.Tensor"]]:
     """As `study` of queries [B, T] after a context: log-probabilities [B, V], FIELDS [B, ...]."""
     layers, (batch, length), records = attentions(model), queries.shape, []
-    past, start = DynamicCache(), context[0][0].shape[2] if context else 0
+    past: Any = DynamicCache()
+    start = context[0][0].shape[2] if context else 0
     for number, pair in enumerate(context):
         past.update(*(x.expand(batch, -1, -1, -1) for x in pair), number)
     ends = [m for a in layers for m in (a.q_proj, a.o_proj)]
