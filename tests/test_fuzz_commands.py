@@ -48,7 +48,7 @@ def ask(tmp_path_factory):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        cwd=ROOT,
+        cwd=tmp_path_factory.mktemp("empty"),  # where a report may be written
         env=os.environ | env,
     ) as server:
 
