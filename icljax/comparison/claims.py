@@ -376,10 +376,10 @@ def methods(plan: Plan, arrays: Arrays, values: dict[str, np.ndarray]) -> dict[s
     Args:
         values: `measured(arrays)`.
     """
+    first = {k: own(plan.block(x, DRAWN, DRAWN)) for k, x in values.items()}
 
     def one(name: str) -> OtherMethod:
         logprob = plan.of_updates(arrays["logprob_ft"], name)
-        first = {k: own(plan.block(x, DRAWN, DRAWN)) for k, x in values.items()}
         other = {k: own(plan.block(x, DRAWN, name)) for k, x in values.items()}
         answered = (logprob, calibrated(logprob))
         plain, centred = (of_values(right(x, arrays["label"]).astype(float)) for x in answered)

@@ -39,7 +39,6 @@ from icljax.runtime import processes
 from icljax.runtime.chunks import Arrays, Chunks
 from icljax.runtime.progress import Stages
 
-SELECT = "select a rate"
 Updates = tuple[tuple[Store, Run], ...]  # where each is kept
 
 
@@ -148,13 +147,15 @@ class Study:
             subject = load()
         plan, config = make_plan(self.config), self.config
         seeds = range(min(config.study.selection_seeds, plan.seeds))
-        curve = self.rate_curve(subject, seeds, self.inputs.selection, "select", SELECT)
+        chosen_on = self.inputs.selection
+        curve, look = self.rate_curve(subject, seeds, chosen_on, "select", "select a rate")
+        self.stages.note(look)
         rate = choose_rate(curve)
         updates, random = self.all_updates(subject, plan, rate)
         methods: dict[str, MatchedRate] = {}
         for name, programs in self.methods.items():
             of_method = dataclasses.replace(subject, programs=programs)
-            methods[name], more = self.at_step(of_method, curve, rate, name, name)
+            methods[name], more = self.at_step(of_method, curve, rate, name)
             updates += more
         arrays = self.read_all(subject, plan, updates)
         untrained, other = None, None
@@ -176,8 +177,8 @@ class Study:
 
     def rate_curve(
         self, subject: Subject, seeds: Sequence[int], queries: Queries, name: str, purpose: str
-    ) -> RateCurve:
-        """What every learning rate does to the answers of selection examples, mean over seeds."""
+    ) -> tuple[RateCurve, str]:
+        """What every learning rate does to selection examples, over seeds, and `first_look`."""
         config = self.config
         rates = config.finetune.learning_rates
         of_seeds = _of(subject, seeds)
@@ -200,9 +201,7 @@ class Study:
         loss = loss.reshape(len(seeds), len(rates), -1)[..., :used].mean(0)
         labels = self.inputs.selection_labels[example]
         curve = claims.rate_curve(plan, rates, arrays, labels, loss)
-        if purpose == SELECT:
-            self.stages.note(first_look(curve, arrays, labels))
-        return curve
+        return curve, first_look(curve, arrays, labels)
 
     def all_updates(
         self, subject: Subject, plan: Plan, rate: float
@@ -255,7 +254,7 @@ class Study:
         config = self.config
         params = subject.programs.initialize(subject.params, config.metrics.seed)
         subject = dataclasses.replace(subject, params=params)
-        other, updates = self.at_step(subject, curve, rate, "untrained", "untrained")
+        other, updates = self.at_step(subject, curve, rate, "untrained")
         plan = Plan(len(config.seeds), (DRAWN,), (DRAWN,), tokens=config.study.kendall)
         cross = Crossing(_of(subject, range(plan.seeds)), self.programs, plan, updates)
         queries = first_batches(self.inputs.evaluation, config.study.untrained_examples)
@@ -266,21 +265,22 @@ class Study:
         return other, {"place": example, **arrays}
 
     def at_step(
-        self, subject: Subject, curve: RateCurve, rate: float, name: str, title: str
+        self, subject: Subject, curve: RateCurve, rate: float, name: str
     ) -> tuple[MatchedRate, Updates]:
         """Finetunes on the demonstrations as drawn, at the learning rate with the same step.
 
         Args:
             subject: finetunes with other weights, or by another method.
             curve, rate: whose step is taken.
+            name: of the other, for stages and what is kept.
         """
         few = first_batches(self.inputs.selection, self.config.study.untrained_examples)
-        other = self.rate_curve(subject, [0], few, f"{name}-select", f"find {title}'s step")
+        other, _ = self.rate_curve(subject, [0], few, f"{name}-select", f"find {name}'s step")
         found = MatchedRate(rate=matched_rate(curve, rate, other), curve=other)
         seeds = range(len(self.config.seeds))
         drawn, runs = _of(subject, seeds), [(seed, 0) for seed in seeds]
         store = Store(drawn, self.chunks, name)
-        text = f"{title}: finetune {len(runs)} updates"
+        text = f"{name}: finetune {len(runs)} updates"
         with self.stages.stage(name, text, len(runs)) as advance:
             self._finetune(store, drawn, runs, [found.rate], advance)
         return found, tuple((store, run) for run in runs)

@@ -12,6 +12,7 @@ from icljax.comparison.crossed import Change, Plan, Programs, Prompt, array_name
 from icljax.comparison.finetune import Learned, kv_params_of
 from icljax.comparison.inputs import Inputs
 from icljax.comparison.programs import DATA, Subject
+from icljax.comparison.work import ROUNDS
 from icljax.data.prompts import Queries
 from icljax.experiments import crossed
 from icljax.models.decoder import DecoderConfig
@@ -20,7 +21,6 @@ from icljax.preflight.costs import Costs, Estimate, device_bytes
 from icljax.records import CROSSED_AXES
 from icljax.types import Params
 
-ROUNDS = 3  # SmolLM2-135M on MR took 2 to 4, both kinds, at learning rates of .0001 and .001
 ASSUMED = f"Assumed too: a random update has finetuning's size after {ROUNDS} rounds (at most 8)."
 
 

@@ -6,6 +6,8 @@ from icljax.reports import plots
 from icljax.reports.document import Figure
 from icljax.reports.text import rate
 
+_CONTRAST = "Cosine of (ICL right - wrong) and (FT right - wrong), own pairs, with 95 % intervals."
+
 
 def title(measure: str) -> str:
     """What of `catalog.CROSSED` it is, as a heading."""
@@ -86,8 +88,7 @@ def layers_beside(key: str, heading: str, jobs: dict[str, Crossed]) -> Figure:
         )
         for k in next(iter(jobs.values())).layers
     ]
-    text = "Cosine of (ICL right - wrong) and (FT right - wrong), own pairs, with 95 % intervals."
-    return Figure(key, heading, text, panels, named)
+    return Figure(key, heading, _CONTRAST, panels, named)
 
 
 def layers(found: Crossed) -> Figure:
@@ -100,6 +101,6 @@ def layers(found: Crossed) -> Figure:
     return Figure(
         "layers",
         "Label contrast by layer",
-        "Cosine of (ICL right - wrong) and (FT right - wrong), own pairs, with 95 % intervals.",
+        _CONTRAST,
         panels,
     )

@@ -93,10 +93,10 @@ def test_pairs_equal_separate_jobs(done, tiny_folder, reviews, tmp_path):
     matrix = arrays["pair_output"][:, :, order]
     own = claims.own(matrix[:count, :count])
     # Cosines of small changes in float32, from runs that were finetuned in other company.
-    np.testing.assert_allclose(own, theirs["sim_aou_unnormalized"], atol=1e-4)
+    np.testing.assert_allclose(own, theirs["sim_aou_unnormalized"], atol=5e-5)
     assert own.mean() == pytest.approx(theirs["sim_aou_unnormalized"].mean(), abs=1e-5)
     maps = claims.own(arrays["pair_map"][:count, :count][:, :, order])
-    np.testing.assert_allclose(maps, theirs["sim_am_delta"], atol=1e-4)
+    np.testing.assert_allclose(maps, theirs["sim_am_delta"], atol=5e-5)
     tau = arrays["kendall"][0, 0][:, order]  # all labels have one token: nothing is left out
     np.testing.assert_allclose(tau, theirs["kendall"], atol=0.02)
     assert tau.mean() == pytest.approx(theirs["kendall"].mean(), abs=1e-3)

@@ -11,10 +11,11 @@ from icljax import catalog, checkpoints
 from icljax.comparison import crossed as programs_lib
 from icljax.comparison import work
 from icljax.comparison.inputs import prepare
+from icljax.comparison.work import ROUNDS
 from icljax.experiments import config as config_lib
 from icljax.experiments import crossed, job
 from icljax.preflight import check, hardware, hlo
-from icljax.preflight.crossed import ROUNDS, crossed_calls
+from icljax.preflight.crossed import crossed_calls
 from icljax.runtime import sharding
 from tests.experiments.test_crossed import crossed_config
 from tests.experiments.test_crossed import run as run_crossed
